@@ -71,11 +71,18 @@ impl Ignored {
             .filter(|line| !line.starts_with('#'))
             .map(str::to_owned);
         Self(
-            [".git/", "/.git", "target/", "node_modules/"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain(lines)
-                .collect(),
+            [
+                ".git/",
+                "/.git",
+                "target/",
+                "node_modules/",
+                ".venv/",
+                "__pycache__/",
+            ]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(lines)
+            .collect(),
         )
     }
 
