@@ -6,7 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::source::{File, Named, Repository, published, root};
+use crate::code::Named;
+use crate::source::{File, Repository, published, root};
 use crate::{assert_places, report};
 
 /// Which crate of ours may use which, in any kind of dependency.

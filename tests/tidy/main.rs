@@ -1,6 +1,6 @@
 //! Source hygiene: what the project asks of its own files and a compiler does not check. Here are
 //! the rules about files as such; `arrows` holds who may name whom, `words` what things may be
-//! called, `docs` which page must keep step with which file. `source` reads the repository and
+//! called, `docs` which page must keep step with which file. `source` reads the repository, `code`
 //! tells code from comments, strings and tests.
 //!
 //! Each rule is a function from files to offending places, run by one test over the repository
@@ -8,6 +8,7 @@
 //! and clippy's `disallowed_methods` is there for that.
 
 mod arrows;
+mod code;
 mod docs;
 mod source;
 mod words;
