@@ -1,0 +1,435 @@
+//! A job as it is pushed ([`JobSpec`]), as it is granted ([`GrantedJob`]) and as it is shown
+//! ([`JobView`]). Shapes are checked when bytes become these types; ranges and sizes by
+//! [`JobSpec::check`], job by job, so that one bad job does not refuse its neighbours.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{ErrorCode, WireError},
+    ids::{JobId, Kind, LeaseId, QueueName, Tag},
+    limits::{self, Limits},
+    retry::RetryPolicy,
+    time::{DurationMs, Timestamp},
+};
+
+/// String pairs that travel with a job untouched, such as `traceparent`.
+pub type Headers = BTreeMap<String, String>;
+
+/// A job to push. Everything but `kind` has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The queue; default `default`.
+    #[serde(default)]
+    pub queue: QueueName,
+    /// The name by which a worker picks a handler.
+    pub kind: Kind,
+    /// Opaque bytes, 0…1 MiB; never read by the server.
+    #[serde(default)]
+    pub payload: Bytes,
+    /// How to show the payload; absent means MessagePack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<Arc<str>>,
+    /// String pairs, together ≤ 4 KiB.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: Headers,
+    /// 0…9, 9 first; default 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// Not before this wall time; one in the past means at once. Not together with `delay_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Timestamp>,
+    /// Not before so many ms from now. Not together with `run_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<DurationMs>,
+    /// Failures after which the job is dead, 1…10 000; default 26.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// The delay before each further attempt; absent means the default curve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Box<RetryPolicy>>,
+    /// The longest attempt in ms, 1 s…24 h; default the queue's, else 30 min.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<DurationMs>,
+    /// Up to 8 names to find the job by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
+    /// Refused in this version: not granted after this wall time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Refused in this version: the unique key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Box<Unique>>,
+    /// Refused in this version: the fairness key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
+    /// Refused in this version: the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Tag>,
+    /// Refused in this version: the jobs to wait for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Tag>,
+    /// Refused in this version: how long the job stays visible once it is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_ms: Option<DurationMs>,
+}
+
+/// A unique key: while it is held, a second push with it finds the first job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unique {
+    /// The key itself.
+    pub key: Tag,
+    /// How long it is held.
+    #[serde(default)]
+    pub until: UniqueUntil,
+    /// `ttl` only: for so many ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<DurationMs>,
+    /// What a second push with it does.
+    #[serde(default)]
+    pub on_conflict: OnConflict,
+}
+
+/// How long a unique key is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniqueUntil {
+    /// Until the first grant.
+    Start,
+    /// Until the job is done.
+    Success,
+    /// Until the job is in a terminal state.
+    #[default]
+    Settled,
+    /// For a time.
+    Ttl,
+}
+
+/// What a push does when its unique key is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnConflict {
+    /// It is refused with `conflict`.
+    Reject,
+    /// It answers with the id of the holder.
+    #[default]
+    Existing,
+    /// It changes payload and time of a holder that is not leased.
+    Replace,
+}
+
+impl JobSpec {
+    /// A job of this kind with this payload, for the queue `default`.
+    pub fn new(kind: Kind, payload: impl Into<Bytes>) -> Self {
+        Self {
+            queue: QueueName::default(),
+            kind,
+            payload: payload.into(),
+            content_type: None,
+            headers: Headers::new(),
+            priority: None,
+            run_at: None,
+            delay_ms: None,
+            max_attempts: None,
+            backoff: None,
+            timeout_ms: None,
+            tags: Vec::new(),
+            expires_at: None,
+            unique: None,
+            key: None,
+            batch: None,
+            after: Vec::new(),
+            retain_ms: None,
+        }
+    }
+
+    /// Checks ranges and sizes.
+    ///
+    /// # Errors
+    /// `too_large` or `bad_request` naming the field, the limit and the actual figure;
+    /// `unsupported_op` for a field that this version does not serve yet.
+    pub fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        let payload = self.payload.len();
+        if payload > limits.payload_bytes_max {
+            return Err(WireError::too_large(
+                "payload",
+                limits.payload_bytes_max,
+                payload,
+            ));
+        }
+        if let Some(priority) = self.priority
+            && priority > limits::PRIORITY_MAX
+        {
+            let (max, actual) = (u64::from(limits::PRIORITY_MAX), u64::from(priority));
+            return Err(WireError::out_of_range("priority", 0, max, actual));
+        }
+        if let Some(attempts) = self.max_attempts
+            && !(1..=limits::MAX_ATTEMPTS_MAX).contains(&attempts)
+        {
+            let (max, actual) = (u64::from(limits::MAX_ATTEMPTS_MAX), u64::from(attempts));
+            return Err(WireError::out_of_range("max_attempts", 1, max, actual));
+        }
+        if let Some(timeout) = self.timeout_ms
+            && !(limits::LEASE_MIN..=limits::LEASE_MAX).contains(&timeout)
+        {
+            let (min, max) = (limits::LEASE_MIN.0, limits::LEASE_MAX.0);
+            return Err(WireError::out_of_range("timeout_ms", min, max, timeout.0));
+        }
+        if let Some(backoff) = &self.backoff {
+            backoff.check()?;
+        }
+        self.check_time()?;
+        self.check_labels()?;
+        self.check_served()
+    }
+
+    fn check_time(&self) -> Result<(), WireError> {
+        if self.run_at.is_some() && self.delay_ms.is_some() {
+            return Err(WireError::bad_request(
+                "delay_ms",
+                "either run_at or delay_ms, not both",
+            ));
+        }
+        match self.delay_ms {
+            Some(delay) if delay > limits::DELAY_MAX => Err(WireError::out_of_range(
+                "delay_ms",
+                0,
+                limits::DELAY_MAX.0,
+                delay.0,
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn check_labels(&self) -> Result<(), WireError> {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if headers > limits::HEADERS_BYTES_MAX {
+            return Err(WireError::too_large(
+                "headers",
+                limits::HEADERS_BYTES_MAX,
+                headers,
+            ));
+        }
+        let content_type = self.content_type.as_ref().map_or(0, |text| text.len());
+        if content_type > limits::CONTENT_TYPE_BYTES_MAX {
+            let max = limits::CONTENT_TYPE_BYTES_MAX;
+            return Err(WireError::too_large("content_type", max, content_type));
+        }
+        if self.tags.len() > limits::TAGS_MAX {
+            return Err(WireError::too_large(
+                "tags",
+                limits::TAGS_MAX,
+                self.tags.len(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what this version stores but does not serve yet, rather than to ignore it.
+    fn check_served(&self) -> Result<(), WireError> {
+        let unserved = [
+            ("expires_at", self.expires_at.is_some()),
+            ("unique", self.unique.is_some()),
+            ("key", self.key.is_some()),
+            ("batch", self.batch.is_some()),
+            ("after", !self.after.is_empty()),
+            ("retain_ms", self.retain_ms.is_some()),
+        ];
+        match unserved.iter().find(|(_, present)| *present) {
+            None => Ok(()),
+            Some((field, _)) => Err(WireError {
+                field: Some((*field).to_owned()),
+                ..WireError::new(
+                    ErrorCode::UnsupportedOp,
+                    format!("this server does not serve {field} yet"),
+                )
+            }),
+        }
+    }
+}
+
+/// Where a job stands. A job is always in exactly one state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for a time; a retry is one with failures.
+    Scheduled,
+    /// Waits for other jobs.
+    Blocked,
+    /// May be granted.
+    Ready,
+    /// A worker has it.
+    Leased,
+    /// Acked.
+    Done,
+    /// Out of attempts, or poison; kept for a person.
+    Dead,
+    /// Stopped before it was done.
+    Cancelled,
+    /// Its time had passed before it was granted.
+    Expired,
+}
+
+impl JobState {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Scheduled,
+        Self::Blocked,
+        Self::Ready,
+        Self::Leased,
+        Self::Done,
+        Self::Dead,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// The word of the wire, the documentation and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Blocked => "blocked",
+            Self::Ready => "ready",
+            Self::Leased => "leased",
+            Self::Done => "done",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A job with the lease that a fetch gives for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantedJob {
+    /// The job.
+    pub id: JobId,
+    /// The number to answer with.
+    pub lease: LeaseId,
+    /// Its queue.
+    pub queue: QueueName,
+    /// By which the worker picks a handler.
+    pub kind: Kind,
+    /// As it was pushed.
+    #[serde(default)]
+    pub payload: Bytes,
+    /// How to show the payload; absent means MessagePack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<Arc<str>>,
+    /// As they were pushed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: Headers,
+    /// Which grant this is, from 1.
+    pub attempt: u32,
+    /// Failures before this attempt; absent means 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// The lease's deadline, in ms from now.
+    pub timeout_ms: DurationMs,
+    /// When the job was pushed.
+    pub pushed_at: Timestamp,
+    /// As they were pushed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
+}
+
+/// A job as it is shown to a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// The job.
+    pub id: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// Its queue.
+    pub queue: QueueName,
+    /// Its kind.
+    pub kind: Kind,
+    /// As it was pushed; empty in lists.
+    #[serde(default)]
+    pub payload: Bytes,
+    /// Bytes of the payload.
+    pub payload_bytes: u64,
+    /// How to show the payload; absent means MessagePack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<Arc<str>>,
+    /// As they were pushed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: Headers,
+    /// 0…9.
+    pub priority: u8,
+    /// As they were pushed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+    /// `scheduled`: when it becomes ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Timestamp>,
+    /// `leased`: the number of its live lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseId>,
+    /// Terminal states: since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<Timestamp>,
+    /// `dead`: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<DeadReason>,
+    /// Grants so far; may exceed `max_attempts`.
+    pub attempt: u32,
+    /// Fails and time-outs so far.
+    pub failures: u32,
+    /// Workers lost while they had it.
+    pub losses: u32,
+    /// Times it was given back.
+    pub releases: u32,
+    /// Failures after which it is dead.
+    pub max_attempts: u32,
+    /// The last ten errors, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<JobError>,
+}
+
+/// Why a job is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadReason {
+    /// `failures` reached `max_attempts`.
+    Attempts,
+    /// The worker forbade further attempts.
+    Worker,
+    /// Workers were lost five times in a row while they had it.
+    Poison,
+}
+
+/// One failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// When.
+    pub at: Timestamp,
+    /// Which grant.
+    pub attempt: u32,
+    /// The worker's name for the kind of error; `timeout` and `lost` are the server's own.
+    pub kind: String,
+    /// For a person; ≤ 4 KiB.
+    #[serde(default)]
+    pub message: String,
+    /// Where; ≤ 16 KiB.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backtrace: String,
+}
+
+/// Whether a count may be left out.
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}

@@ -1,0 +1,145 @@
+//! Every maximum of the protocol in one place, each with its reason.
+//!
+//! A refusal always names the limit and the actual figure. The tests hold each at the limit and
+//! one past it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::DurationMs;
+
+/// Bytes of a frame's MessagePack map. Bounds what one connection can make the server hold.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of a frame before `hello` was accepted. A stranger can make the server hold no more.
+pub const FRAME_BYTES_MAX_BEFORE_HELLO: usize = 4 << 10;
+
+/// Bytes of a name (queue, kind, namespace, worker, tag). Names stand in keys and labels.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// Bytes of a job's payload. Jobs are small; large objects belong in an object store.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of all header names and values of a job together.
+pub const HEADERS_BYTES_MAX: usize = 4 << 10;
+
+/// Bytes of a content type.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 128;
+
+/// Tags of a job.
+pub const TAGS_MAX: usize = 8;
+
+/// Bytes of the result of an ack.
+pub const RESULT_BYTES_MAX: usize = 256 << 10;
+
+/// Jobs, leases or ids in one request. Bounds the time one request can hold a shard.
+pub const ITEMS_MAX: usize = 1000;
+
+/// Names or patterns in one fetch.
+pub const FETCH_QUEUES_MAX: usize = 64;
+
+/// How long a fetch may wait.
+pub const FETCH_WAIT_MAX: DurationMs = DurationMs::from_mins(1);
+
+/// The highest weight of a queue in a weighted fetch.
+pub const WEIGHT_MAX: u32 = 1_000;
+
+/// Depth of nested maps and arrays in a frame. Deeper input could exhaust a stack.
+pub const DEPTH_MAX: usize = 64;
+
+/// The highest priority; 9 is served first, 0 last.
+pub const PRIORITY_MAX: u8 = 9;
+
+/// The priority of a job that names none.
+pub const PRIORITY_DEFAULT: u8 = 5;
+
+/// Attempts of a job that names no maximum: with the default backoff, three weeks.
+pub const MAX_ATTEMPTS_DEFAULT: u32 = 26;
+
+/// The largest `max_attempts`.
+pub const MAX_ATTEMPTS_MAX: u32 = 10_000;
+
+/// The longest attempt of a job whose queue names no other.
+pub const TIMEOUT_DEFAULT: DurationMs = DurationMs::from_mins(30);
+
+/// The shortest lease or extension.
+pub const LEASE_MIN: DurationMs = DurationMs::from_secs(1);
+
+/// The longest lease or extension.
+pub const LEASE_MAX: DurationMs = DurationMs::from_hours(24);
+
+/// The longest delay, backoff or distance of `run_at`: ten years.
+pub const DELAY_MAX: DurationMs = DurationMs::from_hours(24 * 3653);
+
+/// Entries of a table of backoff delays.
+pub const BACKOFF_TABLE_MAX: usize = 64;
+
+/// Bytes of the kind of an error.
+pub const ERROR_KIND_BYTES_MAX: usize = 100;
+
+/// Bytes of the message of an error; longer ones are cut by the server.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 4 << 10;
+
+/// Bytes of a backtrace; longer ones are cut by the server.
+pub const BACKTRACE_BYTES_MAX: usize = 16 << 10;
+
+/// Errors kept of a job; older ones make room.
+pub const ERRORS_KEPT: usize = 10;
+
+/// Labels of a session.
+pub const LABELS_MAX: usize = 16;
+
+/// Bytes of a label's name or value, and of the name and host of a worker.
+pub const LABEL_BYTES_MAX: usize = 256;
+
+/// The ttl of a session that names none.
+pub const SESSION_TTL_DEFAULT: DurationMs = DurationMs::from_secs(15);
+
+/// The shortest ttl of a session.
+pub const SESSION_TTL_MIN: DurationMs = DurationMs::from_secs(1);
+
+/// The longest ttl of a session.
+pub const SESSION_TTL_MAX: DurationMs = DurationMs::from_hours(1);
+
+/// Leases that a session may hold.
+pub const SESSION_LEASES_MAX: usize = 1000;
+
+/// Fetches of one session that may wait at the same time.
+pub const SESSION_WAITERS_MAX: usize = 64;
+
+/// Unanswered numbered pushes of a producer: the outcomes the server remembers.
+pub const PRODUCER_UNANSWERED_MAX: u64 = 256;
+
+/// Rows in one page of a list.
+pub const PAGE_MAX: usize = 1000;
+
+/// Redirects that a client follows for one connection.
+pub const REDIRECTS_MAX: usize = 3;
+
+/// The limits that a server announces in `welcome` and `hello`; a client checks against them
+/// before it sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Bytes of a frame's map; see [`FRAME_BYTES_MAX`].
+    pub frame_bytes_max: usize,
+    /// Bytes of a payload; see [`PAYLOAD_BYTES_MAX`].
+    pub payload_bytes_max: usize,
+    /// Bytes of a result; see [`RESULT_BYTES_MAX`].
+    pub result_bytes_max: usize,
+    /// Items of one request; see [`ITEMS_MAX`].
+    pub items_max: usize,
+    /// Leases a session may hold; see [`SESSION_LEASES_MAX`].
+    pub session_leases_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            frame_bytes_max: FRAME_BYTES_MAX,
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
+            result_bytes_max: RESULT_BYTES_MAX,
+            items_max: ITEMS_MAX,
+            session_leases_max: SESSION_LEASES_MAX,
+        }
+    }
+}

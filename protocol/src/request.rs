@@ -1,0 +1,730 @@
+//! What a client says: one struct per operation, fields with units, ranges and defaults.
+//!
+//! A request is read in two steps: [`scan`] checks the frame as a whole and finds `id` and `op`,
+//! then the flat struct of that operation reads its fields. Unknown keys are ignored, so that a
+//! newer client can talk to this server. Ranges that need the server's limits are checked by
+//! [`Operation::check`]. What comes back is in [`crate::response`].
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    error::{ErrorCode, WireError},
+    frame,
+    ids::{JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
+    job::JobSpec,
+    limits::{self, Limits},
+    scan::{ScanError, scan},
+    time::{DurationMs, INTEGER_MAX, Timestamp},
+};
+
+/// One request: `{id, op, …}`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Chosen by the client, 1 … 2⁵³ − 1, unique among its unanswered requests.
+    pub id: u64,
+    /// What is asked for.
+    pub operation: Operation,
+}
+
+/// Declares the operations: a variant, its word on the wire and its struct, in one table.
+macro_rules! operations {
+    ($($(#[$doc:meta])* $variant:ident($body:ty) = $op:literal,)*) => {
+        /// What a client can ask for.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Operation {
+            $($(#[$doc])* $variant($body),)*
+        }
+
+        impl Operation {
+            /// The words of all operations, in the order of the documentation.
+            pub const ALL: &'static [&'static str] = &[$($op),*];
+
+            /// The word of this operation on the wire.
+            pub fn op(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $op,)*
+                }
+            }
+
+            fn decode(op: &str, map: &[u8]) -> Result<Self, WireError> {
+                match op {
+                    $($op => decode_fields(map).map(Self::$variant),)*
+                    unknown => Err(WireError::new(
+                        ErrorCode::UnsupportedOp,
+                        format!("no operation {unknown:?}; there are {}", Self::ALL.join(", ")),
+                    )),
+                }
+            }
+
+            fn encode(&self, id: u64, buffer: &mut BytesMut) -> Result<(), EncodeError> {
+                let op = self.op();
+                match self {
+                    $(Self::$variant(fields) => encode_map(buffer, &Envelope { id, op, fields }),)*
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    /// Opens the connection; nothing else is accepted before it.
+    Hello(Hello) = "hello",
+    /// Adds jobs.
+    Push(Push) = "push",
+    /// Asks for leases, and may carry acks and fails.
+    Fetch(Fetch) = "fetch",
+    /// Attempts succeeded.
+    Ack(Ack) = "ack",
+    /// Attempts failed.
+    Fail(Fail) = "fail",
+    /// Gives leases back.
+    Release(Release) = "release",
+    /// Moves deadlines of leases.
+    Extend(Extend) = "extend",
+    /// Says that the session is alive.
+    Heartbeat(Heartbeat) = "heartbeat",
+    /// Ends the session: all its leases are released.
+    Goodbye(Goodbye) = "goodbye",
+    /// Shows one job.
+    JobGet(JobGet) = "job_get",
+    /// Lists dead jobs.
+    DeadList(DeadList) = "dead_list",
+    /// Makes dead jobs ready again.
+    DeadRevive(DeadSelect) = "dead_revive",
+    /// Removes dead jobs for good.
+    DeadPurge(DeadSelect) = "dead_purge",
+    /// Lists queues with their counters.
+    QueueList(QueueList) = "queue_list",
+    /// Stops grants from queues.
+    QueuePause(QueueNames) = "queue_pause",
+    /// Starts them again.
+    QueueResume(QueueNames) = "queue_resume",
+    /// Shows totals of the namespace and the server.
+    Stats(Stats) = "stats",
+}
+
+/// Opens the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The protocol version that the client speaks.
+    pub v: u32,
+    /// Name and version of the client, for the log.
+    #[serde(default)]
+    pub client: String,
+    /// Optional features that the client understands; unknown ones are ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// The namespace of everything that follows; default `default`.
+    #[serde(default)]
+    pub namespace: NamespaceName,
+    /// Proof of a token; absent on a server without tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// Opens or resumes a worker's session; without one there are no leases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionHello>,
+    /// Opens or resumes a producer, for numbered pushes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producer: Option<ProducerHello>,
+}
+
+/// Proof of a token without the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Auth {
+    /// The public part of the token.
+    pub id: String,
+    /// HMAC-SHA256 over the nonce of `welcome`, its key SHA-256 of the token's secret.
+    pub mac: Bytes,
+}
+
+/// A worker's presence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionHello {
+    /// Name of the worker, ≤ 256 bytes.
+    pub name: String,
+    /// Host of the worker, ≤ 256 bytes.
+    pub host: String,
+    /// Process id of the worker; 0 when it has none.
+    pub pid: u32,
+    /// Up to 16 pairs of ≤ 256 bytes.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// How many jobs it runs at once; 0 when it does not say.
+    pub capacity: u32,
+    /// How long the session lives without a frame, in ms, 1 s…1 h; default 15 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<DurationMs>,
+    /// The session to go on with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
+}
+
+/// A session to go on with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The session.
+    pub id: SessionId,
+    /// Its secret, as `hello` gave it.
+    pub secret: String,
+    /// The leases that the worker still works on. What it does not name is released at once.
+    #[serde(default)]
+    pub held: Vec<LeaseRef>,
+}
+
+/// A producer to open or to go on with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProducerHello {
+    /// As an earlier `hello` gave it; absent asks for a new one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// A job and the number of its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LeaseRef {
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: LeaseId,
+}
+
+/// Adds jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Push {
+    /// 1…1000 jobs.
+    pub jobs: Vec<JobSpec>,
+    /// Whether one refused job refuses all; default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub atomic: bool,
+    /// The producer's number of this push, from 1; absent gives up exactly-once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+}
+
+/// Asks for leases.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fetch {
+    /// 1…64 names or patterns; strict in this order unless there are weights.
+    pub queues: Vec<QueuePattern>,
+    /// One weight 1…1000 a name or pattern; empty means strict order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<u32>,
+    /// How many jobs at most, 0…1000, default 1. With 0 only the carried answers count.
+    #[serde(default = "one")]
+    pub max: u32,
+    /// How long to wait for the first job, in ms, 0…60 000, default 0.
+    pub wait_ms: DurationMs,
+    /// Acks that ride along.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub acks: Vec<AckItem>,
+    /// Fails that ride along.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fails: Vec<FailItem>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Attempts succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// 1…1000 leases.
+    pub leases: Vec<AckItem>,
+}
+
+/// An attempt that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AckItem {
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// Refused in this version: the result, ≤ 256 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Bytes>,
+}
+
+/// Attempts failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fail {
+    /// 1…1000 leases.
+    pub leases: Vec<FailItem>,
+}
+
+/// An attempt that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailItem {
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// The worker's name for the kind of error, ≤ 100 bytes; default `error`.
+    #[serde(default = "error_kind")]
+    pub kind: String,
+    /// For a person; cut at 4 KiB.
+    #[serde(default)]
+    pub message: String,
+    /// Where; cut at 16 KiB.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub backtrace: String,
+    /// The next attempt after so many ms, instead of the backoff.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<DurationMs>,
+    /// No further attempt: the job is dead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dead: bool,
+    /// No further attempt, and nothing is kept: the job is deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discard: bool,
+}
+
+fn error_kind() -> String {
+    "error".to_owned()
+}
+
+/// Gives leases back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// 1…1000 leases.
+    pub leases: Vec<ReleaseItem>,
+}
+
+/// A lease given back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseItem {
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// Ready again only after so many ms; absent or 0 means at once, at the head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<DurationMs>,
+}
+
+/// Moves deadlines of leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extend {
+    /// 1…1000 leases.
+    pub leases: Vec<ExtendItem>,
+}
+
+/// A lease whose deadline moves to max(old, now + ms).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtendItem {
+    /// The job.
+    pub job: JobId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// The attempt may take so many ms from now, 1 s…24 h.
+    pub ms: DurationMs,
+}
+
+/// Says that the session is alive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {}
+
+/// Ends the session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {}
+
+/// Shows one job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobGet {
+    /// The job.
+    pub job: JobId,
+}
+
+/// Lists dead jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadList {
+    /// The queue; default `default`.
+    #[serde(default)]
+    pub queue: QueueName,
+    /// Newest first instead of oldest first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub newest_first: bool,
+    /// Where the last page ended, as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Rows of the page, 1…1000; default 100.
+    #[serde(default = "page")]
+    pub limit: u32,
+}
+
+fn page() -> u32 {
+    100
+}
+
+/// Names dead jobs: by id, or the oldest of a queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeadSelect {
+    /// Up to 1000 ids. Not together with `queue`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobId>,
+    /// The oldest dead jobs of this queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueName>,
+    /// With `queue`: how many, 1…1000; default 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// With `queue`: only those that died before this wall time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Timestamp>,
+}
+
+/// Lists queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QueueList {
+    /// Only those whose name matches; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<QueuePattern>,
+}
+
+/// Names queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueNames {
+    /// 1…1000 queues.
+    pub queues: Vec<QueueName>,
+}
+
+/// Shows totals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {}
+
+/// A request that cannot be served, with the id to answer it under (0 when none was read).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The id of the request.
+    pub id: u64,
+    /// What was wrong.
+    pub error: WireError,
+}
+
+/// Why a message of ours could not be written. Only a bug or a lack of memory does that.
+#[derive(Debug, thiserror::Error)]
+#[error("a message could not be encoded")]
+pub struct EncodeError(#[from] rmp_serde::encode::Error);
+
+impl Request {
+    /// Reads a request from the map of a frame.
+    ///
+    /// # Errors
+    /// `bad_request` or `unsupported_op`; the connection can go on, since the framing is intact.
+    pub fn decode(map: &[u8]) -> Result<Self, Refusal> {
+        let (mut id, mut op) = (&[][..], &[][..]);
+        let scanned = scan(map, |(key, value)| match key {
+            "id" => id = value,
+            "op" => op = value,
+            _ => {}
+        });
+        let id = rmp_serde::from_slice::<u64>(id);
+        let answer_to = id.as_ref().map_or(0, |id| *id);
+        let refuse = |error| Refusal {
+            id: answer_to,
+            error,
+        };
+        scanned.map_err(|error| refuse(malformed(error)))?;
+        match id {
+            Ok(id) if (1..=INTEGER_MAX).contains(&id) => {}
+            Ok(_) | Err(_) => {
+                let message = format!("id must be an integer of 1 to {INTEGER_MAX}");
+                return Err(Refusal {
+                    id: 0,
+                    error: WireError::bad_request("id", message),
+                });
+            }
+        }
+        let op = rmp_serde::from_slice::<&str>(op)
+            .map_err(|_not_text| refuse(WireError::bad_request("op", "op must be a string")))?;
+        let operation = Operation::decode(op, map).map_err(refuse)?;
+        Ok(Self {
+            id: answer_to,
+            operation,
+        })
+    }
+
+    /// Appends this request as a frame.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; the buffer is as it was.
+    pub fn encode(&self, buffer: &mut BytesMut) -> Result<(), EncodeError> {
+        frame::encode(buffer, |buffer| self.operation.encode(self.id, buffer))
+    }
+}
+
+impl Operation {
+    /// Checks counts and ranges of the request as a whole. Jobs of a push are checked one by one,
+    /// by [`JobSpec::check`].
+    ///
+    /// # Errors
+    /// `bad_request` or `too_large` with the field, the limit and the actual figure.
+    pub fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        match self {
+            Self::Hello(hello) => hello.check(),
+            Self::Push(push) => {
+                if let Some(seq) = push.seq
+                    && !(1..=INTEGER_MAX).contains(&seq)
+                {
+                    return Err(WireError::out_of_range("seq", 1, INTEGER_MAX, seq));
+                }
+                check_count("jobs", 1, limits.items_max, push.jobs.len())
+            }
+            Self::Fetch(fetch) => fetch.check(limits),
+            Self::Ack(ack) => {
+                check_count("leases", 1, limits.items_max, ack.leases.len())?;
+                ack.leases.iter().try_for_each(AckItem::check)
+            }
+            Self::Fail(fail) => {
+                check_count("leases", 1, limits.items_max, fail.leases.len())?;
+                fail.leases.iter().try_for_each(FailItem::check)
+            }
+            Self::Release(release) => {
+                check_count("leases", 1, limits.items_max, release.leases.len())?;
+                let delays = release.leases.iter().filter_map(|item| item.delay_ms);
+                check_delays("leases.delay_ms", delays)
+            }
+            Self::Extend(extend) => {
+                check_count("leases", 1, limits.items_max, extend.leases.len())?;
+                let (min, max) = (limits::LEASE_MIN, limits::LEASE_MAX);
+                match extend
+                    .leases
+                    .iter()
+                    .find(|item| !(min..=max).contains(&item.ms))
+                {
+                    None => Ok(()),
+                    Some(item) => Err(WireError::out_of_range(
+                        "leases.ms",
+                        min.0,
+                        max.0,
+                        item.ms.0,
+                    )),
+                }
+            }
+            Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
+            Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
+            Self::QueuePause(names) | Self::QueueResume(names) => {
+                check_count("queues", 1, limits.items_max, names.queues.len())
+            }
+            Self::Heartbeat(Heartbeat {})
+            | Self::Goodbye(Goodbye {})
+            | Self::JobGet(JobGet { .. })
+            | Self::QueueList(QueueList { .. })
+            | Self::Stats(Stats {}) => Ok(()),
+        }
+    }
+}
+
+impl Hello {
+    fn check(&self) -> Result<(), WireError> {
+        let Some(session) = &self.session else {
+            return Ok(());
+        };
+        let max = limits::LABEL_BYTES_MAX;
+        let texts = [
+            ("session.name", session.name.len()),
+            ("session.host", session.host.len()),
+        ];
+        let labels = session.labels.iter();
+        let labels = labels.map(|(name, value)| ("session.labels", name.len().max(value.len())));
+        for (field, actual) in texts.into_iter().chain(labels) {
+            if actual > max {
+                return Err(WireError::too_large(field, max, actual));
+            }
+        }
+        check_count(
+            "session.labels",
+            0,
+            limits::LABELS_MAX,
+            session.labels.len(),
+        )?;
+        if let Some(ttl) = session.ttl_ms
+            && !(limits::SESSION_TTL_MIN..=limits::SESSION_TTL_MAX).contains(&ttl)
+        {
+            let (min, max) = (limits::SESSION_TTL_MIN.0, limits::SESSION_TTL_MAX.0);
+            return Err(WireError::out_of_range("session.ttl_ms", min, max, ttl.0));
+        }
+        let held = session
+            .resume
+            .as_ref()
+            .map_or(0, |resume| resume.held.len());
+        check_count("session.resume.held", 0, limits::SESSION_LEASES_MAX, held)
+    }
+}
+
+impl Fetch {
+    fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        check_count("queues", 1, limits::FETCH_QUEUES_MAX, self.queues.len())?;
+        check_count("acks", 0, limits.items_max, self.acks.len())?;
+        check_count("fails", 0, limits.items_max, self.fails.len())?;
+        check_range("max", 0, limits.items_max, self.max)?;
+        if self.wait_ms > limits::FETCH_WAIT_MAX {
+            let max = limits::FETCH_WAIT_MAX.0;
+            return Err(WireError::out_of_range("wait_ms", 0, max, self.wait_ms.0));
+        }
+        if !self.weights.is_empty() && self.weights.len() != self.queues.len() {
+            return Err(WireError::bad_request(
+                "weights",
+                "one weight a queue, or none at all",
+            ));
+        }
+        for weight in &self.weights {
+            check_range("weights", 1, limits::WEIGHT_MAX as usize, *weight)?;
+        }
+        self.acks.iter().try_for_each(AckItem::check)?;
+        self.fails.iter().try_for_each(FailItem::check)
+    }
+}
+
+impl AckItem {
+    fn check(&self) -> Result<(), WireError> {
+        match self.result {
+            None => Ok(()),
+            Some(_) => Err(WireError {
+                field: Some("leases.result".to_owned()),
+                ..WireError::new(
+                    ErrorCode::UnsupportedOp,
+                    "this server does not serve results yet",
+                )
+            }),
+        }
+    }
+}
+
+impl FailItem {
+    fn check(&self) -> Result<(), WireError> {
+        let (max, actual) = (limits::ERROR_KIND_BYTES_MAX, self.kind.len());
+        if actual > max {
+            return Err(WireError::too_large("leases.kind", max, actual));
+        }
+        let endings = [self.dead, self.discard, self.retry_in_ms.is_some()];
+        if endings.iter().filter(|given| **given).count() > 1 {
+            return Err(WireError::bad_request(
+                "leases",
+                "at most one of dead, discard and retry_in_ms",
+            ));
+        }
+        check_delays("leases.retry_in_ms", self.retry_in_ms)
+    }
+}
+
+impl DeadSelect {
+    fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        match (&self.queue, self.jobs.is_empty()) {
+            (None, true) => Err(WireError::bad_request("jobs", "name jobs or a queue")),
+            (Some(_), false) => Err(WireError::bad_request("queue", "jobs or a queue, not both")),
+            (None, false) if self.limit.is_some() || self.before.is_some() => Err(
+                WireError::bad_request("queue", "limit and before go with a queue"),
+            ),
+            (None, false) => check_count("jobs", 1, limits.items_max, self.jobs.len()),
+            (Some(_), true) => self.limit.map_or(Ok(()), |limit| {
+                check_range("limit", 1, limits.items_max, limit)
+            }),
+        }
+    }
+}
+
+fn check_count(field: &str, min: usize, max: usize, actual: usize) -> Result<(), WireError> {
+    if actual > max {
+        return Err(WireError::too_large(field, max, actual));
+    }
+    if actual < min {
+        return Err(WireError::out_of_range(
+            field,
+            min as u64,
+            max as u64,
+            actual as u64,
+        ));
+    }
+    Ok(())
+}
+
+fn check_range(field: &str, min: usize, max: usize, actual: u32) -> Result<(), WireError> {
+    let (min, max, actual) = (min as u64, max as u64, u64::from(actual));
+    if (min..=max).contains(&actual) {
+        return Ok(());
+    }
+    Err(WireError::out_of_range(field, min, max, actual))
+}
+
+fn check_delays(
+    field: &str,
+    delays: impl IntoIterator<Item = DurationMs>,
+) -> Result<(), WireError> {
+    match delays.into_iter().find(|delay| *delay > limits::DELAY_MAX) {
+        None => Ok(()),
+        Some(delay) => Err(WireError::out_of_range(
+            field,
+            0,
+            limits::DELAY_MAX.0,
+            delay.0,
+        )),
+    }
+}
+
+fn malformed(error: ScanError) -> WireError {
+    WireError::new(ErrorCode::BadRequest, error.to_string())
+}
+
+/// Reads the fields of an operation. The path to a refused field is looked for only once the
+/// plain reading has failed.
+fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
+    if let Ok(fields) = rmp_serde::from_slice(map) {
+        return Ok(fields);
+    }
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(map);
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let message = error.into_inner().to_string();
+        let missing = message
+            .strip_prefix("missing field `")
+            .and_then(|rest| rest.split('`').next());
+        let field = match (path.as_str(), missing) {
+            (".", Some(missing)) => missing.to_owned(),
+            (parent, Some(missing)) => format!("{parent}.{missing}"),
+            (path, None) => path.to_owned(),
+        };
+        WireError::bad_request(&field, format!("{field}: {message}"))
+    })
+}
+
+/// The envelope's keys in front of the fields of an operation.
+struct Envelope<'a, T> {
+    id: u64,
+    op: &'a str,
+    fields: &'a T,
+}
+
+/// Appends `{id, op, …fields}`: the fields are encoded as a map of their own, whose header is then
+/// replaced by one that counts `id` and `op` too.
+fn encode_map<T: Serialize>(
+    buffer: &mut BytesMut,
+    envelope: &Envelope<'_, T>,
+) -> Result<(), EncodeError> {
+    #[derive(Serialize)]
+    struct Head<'a> {
+        id: u64,
+        op: &'a str,
+    }
+    let head = rmp_serde::to_vec_named(&Head {
+        id: envelope.id,
+        op: envelope.op,
+    })?;
+    let fields = rmp_serde::to_vec_named(envelope.fields)?;
+    // No operation has more than 13 fields, so both headers are one byte (`0x80 | count`).
+    let (head_count, head) = head
+        .split_first()
+        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
+    let (count, fields) = fields
+        .split_first()
+        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
+    buffer.extend_from_slice(&[head_count + (count & 0x0f)]);
+    buffer.extend_from_slice(head);
+    buffer.extend_from_slice(fields);
+    Ok(())
+}

@@ -1,0 +1,500 @@
+//! What a server says: replies, one struct per operation, and notices that nobody asked for.
+//!
+//! A reply is `{id, ok: {…}}` or `{id, err: {…}}`, a notice `{id: 0, op, …}`. Results of an
+//! operation on many stand in the order of the request.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    error::{ErrorCode, WireError},
+    frame,
+    ids::{JobId, QueueName, SessionId},
+    job::{GrantedJob, JobState, JobView},
+    limits::Limits,
+    request::{EncodeError, LeaseRef},
+    scan::scan,
+    time::{DurationMs, Timestamp},
+};
+
+/// The first frame of a connection, sent by the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol version that the server speaks.
+    pub v: u32,
+    /// The oldest version that it understands.
+    pub min_v: u32,
+    /// 32 bytes for the proof of a token; fresh for every connection.
+    pub nonce: Bytes,
+    /// Whether `hello` needs a token.
+    pub auth_required: bool,
+    /// The limits in force.
+    pub limits: Limits,
+}
+
+/// Answers `hello`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// The protocol version of the connection.
+    pub v: u32,
+    /// Optional features of the server.
+    pub features: Vec<String>,
+    /// The limits in force.
+    pub limits: Limits,
+    /// The server's wall time.
+    pub server_time: Timestamp,
+    /// The session, when one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionReply>,
+    /// The producer, when one was asked for: opaque, to be given again after a reconnect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producer: Option<String>,
+}
+
+/// A session as `hello` answers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReply {
+    /// The session. Another one than was to be resumed when that is no longer known.
+    pub id: SessionId,
+    /// To resume it.
+    pub secret: String,
+    /// How long it lives without a frame, in ms.
+    pub ttl_ms: DurationMs,
+    /// Leases that the worker named and the server does not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LeaseRef>,
+}
+
+/// Answers `push`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushReply {
+    /// One result a job.
+    pub results: Vec<PushResult>,
+}
+
+/// What became of one pushed job: `{id}` or `{err}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushResult {
+    /// The id of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<JobId>,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub err: Option<WireError>,
+}
+
+impl From<Result<JobId, WireError>> for PushResult {
+    fn from(result: Result<JobId, WireError>) -> Self {
+        match result {
+            Ok(id) => Self {
+                id: Some(id),
+                err: None,
+            },
+            Err(error) => Self {
+                id: None,
+                err: Some(error),
+            },
+        }
+    }
+}
+
+/// Answers `fetch`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FetchReply {
+    /// The leases; empty when the wait passed without a job.
+    pub jobs: Vec<GrantedJob>,
+    /// One result a carried ack.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub acks: Vec<LeaseResult>,
+    /// One result a carried fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fails: Vec<LeaseResult>,
+}
+
+/// Answers `ack`, `fail`, `release` and `extend`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseReply {
+    /// One result a lease.
+    pub results: Vec<LeaseResult>,
+}
+
+/// What became of one answer to a lease. An empty map: applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseResult {
+    /// The same answer was applied a short while ago; nothing changed now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub already: bool,
+    /// `fail` and `release`: the state of the job now; absent when it was deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<JobState>,
+    /// When a scheduled job becomes ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Timestamp>,
+    /// `extend`: the lease's deadline, in ms from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<DurationMs>,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub err: Option<WireError>,
+}
+
+/// Answers `heartbeat`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeartbeatReply {
+    /// The worker shall take no more jobs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub quiet: bool,
+    /// The worker shall stop.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub terminate: bool,
+    /// Leases to cancel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cancel: Vec<LeaseRef>,
+    /// Leases that ended since the last heartbeat without an answer of the worker.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LeaseRef>,
+}
+
+/// Answers what has nothing to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// Answers `dead_list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobsReply {
+    /// The rows, without payload and errors.
+    pub jobs: Vec<JobView>,
+    /// Where the next page begins; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Answers `dead_revive` and `dead_purge`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountReply {
+    /// How many jobs were changed.
+    pub count: u64,
+    /// With a queue: whether there are more.
+    #[serde(default)]
+    pub more: bool,
+    /// With ids: those that were not dead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_found: Vec<JobId>,
+}
+
+/// Answers `queue_list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuesReply {
+    /// In the order of their names.
+    pub queues: Vec<QueueView>,
+}
+
+/// Counters by state now, and by outcome since the queue was made. All exact, none counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Jobs that wait for a time.
+    pub scheduled: u64,
+    /// Jobs that wait for other jobs.
+    pub blocked: u64,
+    /// Jobs that may be granted.
+    pub ready: u64,
+    /// Jobs that workers have.
+    pub leased: u64,
+    /// Jobs kept for a person.
+    pub dead: u64,
+    /// Pushed so far.
+    pub pushed: u64,
+    /// Acked so far.
+    pub done: u64,
+    /// Cancelled so far.
+    pub cancelled: u64,
+    /// Expired so far.
+    pub expired: u64,
+    /// Removed for good so far.
+    pub deleted: u64,
+    /// Grants so far.
+    pub granted: u64,
+    /// Fails and time-outs so far.
+    pub failed: u64,
+    /// Leases that ended with their session so far.
+    pub lost: u64,
+    /// Leases given back so far.
+    pub released: u64,
+}
+
+impl Counters {
+    /// Adds the counters of another queue.
+    pub fn add(&mut self, other: &Self) {
+        self.scheduled += other.scheduled;
+        self.blocked += other.blocked;
+        self.ready += other.ready;
+        self.leased += other.leased;
+        self.dead += other.dead;
+        self.pushed += other.pushed;
+        self.done += other.done;
+        self.cancelled += other.cancelled;
+        self.expired += other.expired;
+        self.deleted += other.deleted;
+        self.granted += other.granted;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.released += other.released;
+    }
+}
+
+/// A queue as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueView {
+    /// Its name.
+    pub name: QueueName,
+    /// Whether it gives no leases.
+    pub paused: bool,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// Answers `stats`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsReply {
+    /// Version of the server.
+    pub version: String,
+    /// ms since the server started.
+    pub uptime_ms: DurationMs,
+    /// Queues of the namespace.
+    pub queues: u64,
+    /// Sessions of workers, of the shard.
+    pub sessions: u64,
+    /// Fetches that wait, of the shard.
+    pub waiting: u64,
+    /// Sums over the queues of the namespace.
+    pub counters: Counters,
+}
+
+/// Every body of a reply.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ReplyBody {
+    /// To `hello`.
+    Hello(Box<HelloReply>),
+    /// To `push`.
+    Push(PushReply),
+    /// To `fetch`.
+    Fetch(FetchReply),
+    /// To `ack`, `fail`, `release`, `extend`.
+    Lease(LeaseReply),
+    /// To `heartbeat`.
+    Heartbeat(HeartbeatReply),
+    /// To `goodbye`, `queue_pause`, `queue_resume`.
+    Done(Done),
+    /// To `job_get`.
+    Job(Box<JobView>),
+    /// To `dead_list`.
+    Jobs(JobsReply),
+    /// To `dead_revive` and `dead_purge`.
+    Count(CountReply),
+    /// To `queue_list`.
+    Queues(QueuesReply),
+    /// To `stats`.
+    Stats(Box<StatsReply>),
+}
+
+/// A reply to the request `id`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The id of the request; 0 when it could not be read.
+    pub id: u64,
+    /// What is answered.
+    pub result: Result<ReplyBody, WireError>,
+}
+
+/// What a server says without being asked: `{id: 0, op, …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Notice {
+    /// The first frame.
+    Welcome(Welcome),
+    /// Leases that ended without an answer of the worker.
+    Lost {
+        /// Which.
+        leases: Vec<LeaseRef>,
+    },
+    /// Leases to cancel.
+    Cancel {
+        /// Which.
+        leases: Vec<LeaseRef>,
+    },
+    /// The worker shall take no more jobs.
+    Quiet {},
+    /// The worker shall stop.
+    Terminate {},
+    /// Go to another address.
+    Redirect {
+        /// `host:port`.
+        address: String,
+    },
+}
+
+impl Notice {
+    /// The words of all notices, in the order of the documentation.
+    pub const ALL: &'static [&'static str] = &[
+        "welcome",
+        "lost",
+        "cancel",
+        "quiet",
+        "terminate",
+        "redirect",
+    ];
+}
+
+impl Reply {
+    /// Appends this reply as a frame.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; the buffer is as it was.
+    pub fn encode(&self, buffer: &mut BytesMut) -> Result<(), EncodeError> {
+        #[derive(Serialize)]
+        struct Refused<'a> {
+            id: u64,
+            err: &'a WireError,
+        }
+        #[derive(Serialize)]
+        struct Answered<'a> {
+            id: u64,
+            ok: &'a ReplyBody,
+        }
+        let id = self.id;
+        frame::encode(buffer, |buffer| match &self.result {
+            Ok(ok) => encode_map(buffer, &Answered { id, ok }),
+            Err(err) => encode_map(buffer, &Refused { id, err }),
+        })
+    }
+}
+
+impl Notice {
+    /// Appends this notice as a frame.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; the buffer is as it was.
+    pub fn encode(&self, buffer: &mut BytesMut) -> Result<(), EncodeError> {
+        let map = rmp_serde::to_vec_named(self)?;
+        // `{op, …}` becomes `{id: 0, op, …}`: the header of a small map is `0x80 | count`.
+        let (count, fields) = map
+            .split_first()
+            .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
+        frame::encode(buffer, |buffer| {
+            buffer.put_slice(&[count + 1, 0xa2, b'i', b'd', 0]);
+            buffer.put_slice(fields);
+            Ok(())
+        })
+    }
+}
+
+fn encode_map<T: Serialize>(buffer: &mut BytesMut, map: &T) -> Result<(), EncodeError> {
+    let mut writer = buffer.writer();
+    map.serialize(&mut rmp_serde::Serializer::new(&mut writer).with_struct_map())?;
+    Ok(())
+}
+
+/// A message of the server as a client reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// An answer. The body is read by whoever knows what was asked, with [`Body::read`].
+    Reply {
+        /// The id of the request.
+        id: u64,
+        /// What was answered.
+        result: Result<Body, WireError>,
+    },
+    /// Something that nobody asked for.
+    Notice(Notice),
+    /// A notice that this version does not know; to be ignored.
+    Unknown {
+        /// Its word.
+        op: String,
+    },
+}
+
+/// The undecoded body of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Body(Bytes);
+
+/// A message that a client cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server sent what is no message: {0}")]
+pub struct MessageError(String);
+
+impl Body {
+    /// The body as the type of its operation's reply.
+    ///
+    /// # Errors
+    /// When the server answered with another shape.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
+        rmp_serde::from_slice(&self.0).map_err(|error| MessageError(error.to_string()))
+    }
+}
+
+impl Message {
+    /// Reads a message from the map of a frame.
+    ///
+    /// # Errors
+    /// When the bytes are no message of a server.
+    pub fn decode(map: &Bytes) -> Result<Self, MessageError> {
+        let (mut id, mut op, mut ok, mut err) = (None, None, None, None);
+        scan(map, |(key, value)| match key {
+            "id" => id = Some(value),
+            "op" => op = Some(value),
+            "ok" => ok = Some(value),
+            "err" => err = Some(value),
+            _ => {}
+        })
+        .map_err(|error| MessageError(error.to_string()))?;
+        let id: u64 = read(id.ok_or_else(|| MessageError("no id".to_owned()))?)?;
+        match (ok, err, op) {
+            (Some(body), None, _) => Ok(Self::Reply {
+                id,
+                result: Ok(Body(map.slice_ref(body))),
+            }),
+            (None, Some(error), _) => Ok(Self::Reply {
+                id,
+                result: Err(read_error(error)?),
+            }),
+            (None, None, Some(op)) => {
+                let op: String = read(op)?;
+                if !Notice::ALL.contains(&op.as_str()) {
+                    return Ok(Self::Unknown { op });
+                }
+                read(map).map(Self::Notice)
+            }
+            (None, None, None) | (Some(_), Some(_), _) => {
+                Err(MessageError("neither ok nor err nor op".to_owned()))
+            }
+        }
+    }
+}
+
+/// An error whose code this version does not know is still an error: `unavailable`, since nothing
+/// can be said about what was applied.
+fn read_error(bytes: &[u8]) -> Result<WireError, MessageError> {
+    #[derive(Deserialize)]
+    struct Raw {
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    if let Ok(error) = rmp_serde::from_slice(bytes) {
+        return Ok(error);
+    }
+    let raw: Raw = read(bytes)?;
+    Ok(WireError::new(
+        ErrorCode::Unavailable,
+        format!("{}: {}", raw.code, raw.message),
+    ))
+}
+
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, MessageError> {
+    rmp_serde::from_slice(bytes).map_err(|error| MessageError(error.to_string()))
+}
