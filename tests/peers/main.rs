@@ -12,6 +12,7 @@
 )]
 
 mod beanstalkd;
+mod ganger;
 mod load;
 mod plan;
 mod probe;
@@ -124,11 +125,13 @@ fn settings(arguments: Arguments) -> Result<Settings> {
     let executable = std::env::current_exe()?;
     let beside = executable.parent().context("the executable lies nowhere")?;
     let ganger = arguments.ganger.unwrap_or_else(|| beside.join("ganger"));
-    let peers = if arguments.peers.is_empty() {
-        Peer::value_variants().to_vec()
-    } else {
-        arguments.peers
-    };
+    let mut peers = arguments.peers;
+    if peers.is_empty() {
+        let known = Peer::value_variants().iter().copied();
+        peers = known
+            .filter(|peer| peer.program(&ganger).is_installed())
+            .collect();
+    }
     let workloads = if arguments.only.is_empty() {
         Workload::SHORT.to_vec()
     } else {

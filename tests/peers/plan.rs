@@ -1,7 +1,11 @@
 //! Which workload is run on which peer: the shapes, the interleaved rounds, and which runs count.
 //! The load comes from `load.rs`, the servers from `process.rs`; `report.rs` prints the outcome.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -10,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     beanstalkd::Beanstalkd,
+    ganger::Ganger,
     load::{self, Bound, Driver, Due, Gauge, Phase, Shape, Window},
     probe,
     process::{Program, Server},
@@ -38,6 +43,16 @@ pub(crate) enum Peer {
     BeanstalkdPipelined,
     /// Acks ride in the next fetch
     Ganger,
+}
+
+impl Peer {
+    pub(crate) fn program(self, ganger: &Path) -> Program {
+        match self {
+            Self::Redis | Self::RedisPipelined | Self::RedisScript => Program::Redis,
+            Self::Beanstalkd | Self::BeanstalkdPipelined => Program::Beanstalkd,
+            Self::Ganger => Program::Ganger(ganger.to_path_buf()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -212,11 +227,7 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
     sleep(Duration::from_millis(200)).await;
     run.figures
         .insert("sync_us_before", probe::sync_us(dir.path())?);
-    let program = match run.peer {
-        Peer::Redis | Peer::RedisPipelined | Peer::RedisScript => Program::Redis,
-        Peer::Beanstalkd | Peer::BeanstalkdPipelined => Program::Beanstalkd,
-        Peer::Ganger => Program::Ganger(settings.ganger.clone()),
-    };
+    let program = run.peer.program(&settings.ganger);
     let mut server = Server::start(program, dir.path()).await?;
     let address = server.address;
     match run.peer {
@@ -280,7 +291,7 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
             )
             .await?;
         }
-        Peer::Ganger => anyhow::bail!("not yet"),
+        Peer::Ganger => measure(Ganger { address }, settings, &mut server, run).await?,
     }
     server.kill().await?;
     run.figures

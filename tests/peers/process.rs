@@ -2,6 +2,7 @@
 //! setting, restarted and stopped. Which one is measured with what is `plan.rs`'s.
 
 use std::{
+    env,
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -25,6 +26,22 @@ pub(crate) enum Program {
     Redis,
     Beanstalkd,
     Ganger(PathBuf),
+}
+
+impl Program {
+    pub(crate) fn is_installed(&self) -> bool {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path).any(|dir| dir.join(self.executable()).is_file())
+    }
+
+    /// A name to be looked up, or an absolute path, which `join` leaves alone.
+    fn executable(&self) -> &Path {
+        match self {
+            Self::Redis => Path::new("redis-server"),
+            Self::Beanstalkd => Path::new("beanstalkd"),
+            Self::Ganger(path) => path,
+        }
+    }
 }
 
 /// A running server; killed when dropped.
@@ -109,9 +126,9 @@ fn spawn(program: &Program, dir: &Path) -> Result<(Child, u32, u16)> {
         Program::Ganger(_) => 0,
         Program::Redis | Program::Beanstalkd => free_port()?,
     };
-    let mut command = match program {
+    let mut command = Command::new(program.executable());
+    match program {
         Program::Redis => {
-            let mut command = Command::new("redis-server");
             command
                 .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--dir"])
                 .arg(&data);
@@ -123,26 +140,21 @@ fn spawn(program: &Program, dir: &Path) -> Result<(Child, u32, u16)> {
                 "--save",
                 "",
             ]);
-            command
         }
         Program::Beanstalkd => {
-            let mut command = Command::new("beanstalkd");
             command
                 .args(["-l", "127.0.0.1", "-p", &port.to_string(), "-f0", "-b"])
                 .arg(&data);
-            command
         }
-        Program::Ganger(path) => {
+        Program::Ganger(_) => {
             let ready = dir.join("ready.json");
             let _ = fs::remove_file(&ready);
-            let mut command = Command::new(path);
             command
                 .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
                 .arg(&data);
             command.arg("--ready-file").arg(&ready);
-            command
         }
-    };
+    }
     let log = File::options()
         .create(true)
         .append(true)
