@@ -6,11 +6,6 @@
 //! cost, `report.rs` prints it. It is no test: nothing here fails because something was slow, only
 //! because a job was lost, delivered twice or altered.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a load generator measures real time"
-)]
-
 mod beanstalkd;
 mod ganger;
 mod load;
