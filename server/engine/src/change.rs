@@ -1,0 +1,53 @@
+//! What a group changes, in the engine's own words. The driver hands a sealed group to the store,
+//! which turns it into puts and deletes. A later change of the same thing in one group replaces
+//! the earlier one, so a group holds each key once.
+
+use std::sync::Arc;
+
+use ganger_protocol::{JobId, SessionId, job::JobError};
+
+use crate::records::{
+    BlobKind, Closed, Content, GroupNumber, HeadRecord, JobRecord, LeaseRecord, LeftRun,
+    OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey, SessionRecord, Timer,
+};
+
+/// Everything that is written together and becomes durable together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Its number.
+    pub number: GroupNumber,
+    /// What it changes.
+    pub changes: Vec<Change>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(
+    missing_docs,
+    reason = "each names the record or key that it puts or deletes"
+)]
+pub enum Change {
+    PutRun(RunKey, Run),
+    DeleteRun(RunKey),
+    PutAcks(PartKey, Vec<LeftRun>),
+    DeleteAcks(PartKey),
+    PutLeases(PartKey, Vec<LeaseRecord>),
+    DeleteLeases(PartKey),
+    PutJob(Box<JobRecord>),
+    DeleteJob(JobId),
+    PutTimer(Timer),
+    DeleteTimer(Timer),
+    PutClosed(Closed),
+    DeleteClosed(Closed),
+    PutSession(Box<SessionRecord>),
+    DeleteSession(SessionId),
+    PutOutcome(Box<OutcomeRecord>),
+    /// All slots of a producer.
+    DeleteOutcomes(ProducerNumber),
+    PutQueue(Box<QueueRecord>),
+    PutContent(JobId, Arc<Content>),
+    PutError(JobId, u8, Box<JobError>),
+    /// So many parts of a blob, whether they exist or not.
+    DeleteBlob(JobId, BlobKind, u16),
+    PutHead(HeadRecord),
+}

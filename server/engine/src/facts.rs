@@ -1,0 +1,165 @@
+//! What the engine does not hold and asks for. Before a command is applied the engine names its
+//! [`Need`]s, the driver reads them from the store, and hands them in as [`Facts`]. A fact is an
+//! input like any other, so a trace of (now, command, facts) replays exactly.
+//!
+//! The store answers from every sealed group, durable or not. What is in the open group the
+//! engine knows by itself.
+
+use std::collections::BTreeMap;
+
+use ganger_protocol::{JobId, Timestamp, job::JobError};
+
+use crate::records::{
+    Closed, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
+    Place, ProducerNumber, QueueNumber, QueueRecord, SessionRecord, StoredJob, Timer,
+};
+
+/// Something to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Need {
+    /// A job: its record, else its entry in its run of birth. Answered by [`Fact::Job`].
+    Job {
+        /// Which.
+        job: JobId,
+        /// Whether a spilled content is to be read too.
+        content: bool,
+    },
+    /// The errors that are kept of a job, oldest first. Answered by [`Fact::Errors`].
+    Errors(JobId),
+    /// The next entries of a lane. Answered by [`Fact::Heads`].
+    Heads {
+        /// The lane.
+        lane: Lane,
+        /// Entries behind this one: position, index; `None` from the start.
+        after: Option<(u64, u8)>,
+        /// At most so many entries (whole runs: the last one may pass it).
+        entries_max: u32,
+        /// No further run once the contents have so many bytes.
+        bytes_max: u32,
+    },
+    /// The next timers. Answered by [`Fact::Timers`].
+    Timers {
+        /// Behind this one.
+        after: Option<Timer>,
+        /// At most so many.
+        max: u32,
+    },
+    /// What is known of a producer. Answered by [`Fact::Producer`].
+    Producer(ProducerNumber),
+    /// One outcome slot. Answered by [`Fact::Outcome`].
+    Outcome {
+        /// The producer.
+        producer: ProducerNumber,
+        /// `seq mod 256`.
+        slot: u8,
+    },
+    /// The oldest dead jobs of a queue. Answered by [`Fact::Closed`].
+    OldestDead {
+        /// The queue.
+        queue: QueueNumber,
+        /// At most so many.
+        max: u32,
+    },
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// The job, when the store has it.
+    Job(Option<StoredJob>),
+    /// The errors.
+    Errors(Vec<JobError>),
+    /// Entries in order.
+    Heads(Heads),
+    /// Timers in order, and whether these are all.
+    Timers {
+        /// The timers.
+        timers: Vec<Timer>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
+    /// The highest sequence and the time of the latest outcome; `None`: no records.
+    Producer(Option<(u64, Timestamp)>),
+    /// The slot.
+    Outcome(Option<OutcomeRecord>),
+    /// The rows, oldest first.
+    Closed(Vec<Closed>),
+}
+
+/// Entries of a lane.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Heads {
+    /// In order.
+    pub rows: Vec<HeadRow>,
+    /// Whether there is none behind them.
+    pub at_end: bool,
+}
+
+/// One entry of a lane with the job it stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadRow {
+    /// Where.
+    pub place: Place,
+    /// Entries of that run.
+    pub run_entries: u8,
+    /// The group in which the run was written.
+    pub group: GroupNumber,
+    /// What stands there, its content read.
+    pub entry: HeadEntry,
+}
+
+/// The job of a [`HeadRow`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum HeadEntry {
+    /// It lives in the run.
+    Packed(PackedJob),
+    /// The run refers to it; `None` when its record is gone.
+    Reference(JobId, Option<Box<crate::records::JobRecord>>),
+}
+
+/// The facts of one command.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts(BTreeMap<Need, Fact>);
+
+impl Facts {
+    /// Adds the answer to a need.
+    pub fn insert(&mut self, need: Need, fact: Fact) {
+        self.0.insert(need, fact);
+    }
+
+    /// The answer to a need, when it was given.
+    pub fn find(&self, need: &Need) -> Option<&Fact> {
+        self.0.get(need)
+    }
+
+    /// Whether a need is answered.
+    pub fn contains(&self, need: &Need) -> bool {
+        self.0.contains_key(need)
+    }
+}
+
+/// What the store finds when it is opened: nothing here grows with the backlog.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recovered {
+    /// The last group of the store.
+    pub group: GroupNumber,
+    /// The shard's own record; absent in a new store.
+    pub head: Option<HeadRecord>,
+    /// Every queue.
+    pub queues: Vec<QueueRecord>,
+    /// Every session.
+    pub sessions: Vec<SessionRecord>,
+    /// Entries that left runs, by the group that said so.
+    pub acks: Vec<(PartKey, Vec<LeftRun>)>,
+    /// Grants and extensions, by the group that said so, each with what the store has of its job.
+    pub leases: Vec<(PartKey, Vec<RecoveredLease>)>,
+}
+
+/// A grant that was found, with what the store has of its job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecoveredLease {
+    /// The grant or its extension.
+    pub record: LeaseRecord,
+    /// Its job, content not read.
+    pub job: Option<StoredJob>,
+}

@@ -1,0 +1,561 @@
+//! What is kept: the shapes of everything that the store persists, without a byte of how.
+//!
+//! The engine reads and writes these; `store/keys.rs` and `store/records.rs` of the server give
+//! them keys and bytes. Fields that only later features use are here too, since the record of a
+//! job is fixed from the first release on.
+
+use std::sync::Arc;
+
+use ganger_protocol::{
+    Bytes, DurationMs, JobId, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
+    Timestamp,
+    ids::{Birth, Tag},
+    job::{DeadReason, Headers, JobSpec, JobState, Unique},
+    response::Counters,
+};
+
+/// No value of the store may be larger: a page of larger ones would leak files.
+pub const VALUE_BYTES_MAX: usize = 6 << 10;
+
+/// A run takes entries while the sum of their [bounds](Entry::bound_bytes) stays within this.
+pub const RUN_BYTES_MAX: usize = VALUE_BYTES_MAX - 256;
+
+/// Entries of a run at most, so that an index is one byte and bits fit in [`Bits`].
+pub const RUN_ENTRIES_MAX: usize = 255;
+
+/// A content whose bound passes this is spilled into blobs of its own.
+pub const INLINE_BYTES_MAX: usize = 5 << 10;
+
+/// Bytes of one part of a blob.
+pub const BLOB_PART_BYTES: usize = 5 << 10;
+
+/// The number of a queue. A purge gives a queue a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueNumber(pub u32);
+
+/// The number of a producer of numbered pushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProducerNumber(pub u64);
+
+/// The number of a group, from 1, without gaps. 0 stands for "nothing": always durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct GroupNumber(pub u64);
+
+/// The jobs of one fairness key (0: shared) within queue and priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    /// The queue.
+    pub queue: QueueNumber,
+    /// 0…9, 9 first.
+    pub priority: u8,
+    /// 0 for the shared lane, else the hash of the key.
+    pub lane: u64,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunKey {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its position: grows at the tail, shrinks at the head.
+    pub position: u64,
+}
+
+/// One entry of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The run.
+    pub run: RunKey,
+    /// The entry in it.
+    pub index: u8,
+}
+
+impl Place {
+    /// The id of a job that was born here.
+    pub fn job_id(&self, shard: u16) -> JobId {
+        JobId::born(Birth {
+            shard,
+            queue: self.run.lane.queue.0,
+            priority: self.run.lane.priority,
+            lane: self.run.lane.lane,
+            position: self.run.position,
+            index: self.index,
+        })
+    }
+
+    /// Where this job was born.
+    pub fn of_birth(job: &JobId) -> Self {
+        let birth = job.birth();
+        let lane = Lane {
+            queue: QueueNumber(birth.queue),
+            priority: birth.priority,
+            lane: birth.lane,
+        };
+        Self {
+            run: RunKey {
+                lane,
+                position: birth.position,
+            },
+            index: birth.index,
+        }
+    }
+}
+
+/// Jobs of one lane packed into one record, immutable once it is sealed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Run {
+    /// 1…255 entries in order.
+    pub entries: Vec<Entry>,
+}
+
+/// One entry of a run: a job, or a reference to the record of one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// A job that lives here.
+    Job(PackedJob),
+    /// A job that has a record of its own.
+    Reference(JobId),
+}
+
+impl Entry {
+    /// An upper bound of the bytes this entry takes in its run.
+    pub fn bound_bytes(&self) -> usize {
+        match self {
+            Self::Job(PackedJob {
+                content: Some(content),
+                spilled_parts: 0,
+                ..
+            }) => 24 + content.bound_bytes(),
+            Self::Job(_) => 24,
+            Self::Reference(_) => 8 + JobId::BYTES,
+        }
+    }
+}
+
+/// A job as it lives in a run: nothing has happened to it since its push.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedJob {
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+    /// Parts of the blob that holds the content; 0 when it is inline. A spilled content is not
+    /// written into the run, and read from there only where the need says so.
+    pub spilled_parts: u16,
+    /// What was pushed.
+    pub content: Option<Arc<Content>>,
+}
+
+/// What was pushed, without where and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of `JobSpec`, with the same meaning"
+)]
+pub struct Content {
+    pub kind: Kind,
+    pub payload: Bytes,
+    pub content_type: Option<Arc<str>>,
+    pub headers: Headers,
+    pub max_attempts: Option<u32>,
+    pub backoff: Option<Box<RetryPolicy>>,
+    pub timeout_ms: Option<DurationMs>,
+    pub expires_at: Option<Timestamp>,
+    pub unique: Option<Box<Unique>>,
+    pub key: Option<Tag>,
+    pub tags: Vec<Tag>,
+    pub batch: Option<Tag>,
+    pub after: Vec<Tag>,
+    pub retain_ms: Option<DurationMs>,
+}
+
+impl From<JobSpec> for Content {
+    fn from(spec: JobSpec) -> Self {
+        Self {
+            kind: spec.kind,
+            payload: spec.payload,
+            content_type: spec.content_type,
+            headers: spec.headers,
+            max_attempts: spec.max_attempts,
+            backoff: spec.backoff,
+            timeout_ms: spec.timeout_ms,
+            expires_at: spec.expires_at,
+            unique: spec.unique,
+            key: spec.key,
+            tags: spec.tags,
+            batch: spec.batch,
+            after: spec.after,
+            retain_ms: spec.retain_ms,
+        }
+    }
+}
+
+impl Content {
+    /// An upper bound of the encoded bytes: what texts and bytes take, eight bytes for each of
+    /// their lengths, and the rest at its widest.
+    pub fn bound_bytes(&self) -> usize {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| 16 + name.len() + value.len())
+            .sum();
+        let tags = |tags: &[Tag]| tags.iter().map(|tag| 8 + tag.as_str().len()).sum::<usize>();
+        let named = |tag: &Option<Tag>| tag.as_ref().map_or(0, |tag| 8 + tag.as_str().len());
+        96 + self.kind.as_str().len()
+            + self.payload.len()
+            + self.content_type.as_ref().map_or(0, |text| 8 + text.len())
+            + headers
+            + self
+                .backoff
+                .as_ref()
+                .map_or(0, |backoff| 64 + 10 * backoff.table_ms.len())
+            + self
+                .unique
+                .as_ref()
+                .map_or(0, |unique| 32 + unique.key.as_str().len())
+            + named(&self.key)
+            + named(&self.batch)
+            + tags(&self.tags)
+            + tags(&self.after)
+    }
+
+    /// How many parts its blob may have; 0 when it stays inline.
+    pub fn spilled_parts(&self) -> u16 {
+        match self.bound_bytes() {
+            bytes if bytes <= INLINE_BYTES_MAX => 0,
+            bytes => blob_parts(bytes),
+        }
+    }
+}
+
+/// Parts of a blob of so many bytes.
+pub fn blob_parts(bytes: usize) -> u16 {
+    u16::try_from(bytes.div_ceil(BLOB_PART_BYTES)).unwrap_or(u16::MAX)
+}
+
+/// A job that is outside of a run, or was: delayed, retrying, blocked, released, closed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobRecord {
+    /// Its id.
+    pub id: JobId,
+    /// The group in which the record was last written; filled in when it is read.
+    pub group: GroupNumber,
+    /// Where it stands.
+    pub state: JobState,
+    /// The queue that it is in now.
+    pub queue: QueueNumber,
+    /// Its priority now.
+    pub priority: u8,
+    /// The lane of its fairness key.
+    pub lane: u64,
+    /// When it was pushed.
+    pub pushed_at: Timestamp,
+    /// `scheduled`: when it becomes ready.
+    pub run_at: Option<Timestamp>,
+    /// `ready` and `leased`: its reference.
+    pub place: Option<Place>,
+    /// Terminal states: since when.
+    pub closed_at: Option<Timestamp>,
+    /// `dead`: why.
+    pub reason: Option<DeadReason>,
+    /// Grants so far.
+    pub attempt: u32,
+    /// Fails and time-outs so far.
+    pub failures: u32,
+    /// Sessions lost while they had it.
+    pub losses: u32,
+    /// The last losses in a row.
+    pub losses_in_row: u32,
+    /// Times it was given back.
+    pub releases: u32,
+    /// The highest lease that is settled: a lease up to this one is over.
+    pub settled_lease: LeaseId,
+    /// Parts of each of the last ten errors, oldest first.
+    pub error_parts: Vec<u16>,
+    /// Slot (0…9) of the oldest of them.
+    pub error_first: u8,
+    /// As in [`PackedJob`].
+    pub spilled_parts: u16,
+    /// As in [`PackedJob`].
+    pub content: Option<Arc<Content>>,
+    /// For later: since when it is to be cancelled.
+    pub cancel_at: Option<Timestamp>,
+    /// For later: the batch it is a member of.
+    pub batch: Option<u64>,
+    /// For later: jobs that it still waits for.
+    pub waits_for: u32,
+    /// For later: whether it holds its unique key.
+    pub holds_unique: bool,
+    /// For later: progress in percent.
+    pub percent: Option<u8>,
+    /// For later: a note about the progress.
+    pub note: Option<String>,
+    /// For later: parts of the cursor.
+    pub cursor_parts: u16,
+    /// For later: parts of the result.
+    pub result_parts: u16,
+}
+
+/// What the store knows of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredJob {
+    /// It has a record.
+    Record(Box<JobRecord>),
+    /// It lives in its run of birth, unless the engine knows that it left.
+    Packed {
+        /// The group in which its run was written.
+        group: GroupNumber,
+        /// Entries of that run.
+        run_entries: u8,
+        /// The job.
+        job: PackedJob,
+    },
+}
+
+/// A timer: what happens to whom, and when. Their order is the order of firing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timer {
+    /// When, by the wall clock.
+    pub at: Timestamp,
+    /// What.
+    pub what: TimerKind,
+    /// To whom: a job id, or a number in its last eight bytes.
+    pub id: [u8; JobId::BYTES],
+}
+
+/// What a timer does. The numbers are stored and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum TimerKind {
+    /// A scheduled job becomes ready.
+    Due = 1,
+    /// For later: a job expires.
+    Expire = 2,
+    /// The retention of a closed job ends.
+    Retention = 3,
+    /// For later: a unique key is released.
+    UniqueTtl = 4,
+    /// For later: an open batch closes.
+    BatchDeadline = 5,
+    /// For later: a pause ends.
+    PauseEnd = 6,
+    /// A producer may be idle for too long.
+    ProducerIdle = 7,
+}
+
+impl TimerKind {
+    /// The kind with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Due,
+            2 => Self::Expire,
+            3 => Self::Retention,
+            4 => Self::UniqueTtl,
+            5 => Self::BatchDeadline,
+            6 => Self::PauseEnd,
+            7 => Self::ProducerIdle,
+            _ => return None,
+        })
+    }
+}
+
+/// A row of the index of closed jobs, ordered by time within queue and state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Closed {
+    /// The queue.
+    pub queue: QueueNumber,
+    /// `done`, `dead`, `cancelled` or `expired`.
+    pub state: JobState,
+    /// Since when.
+    pub at: Timestamp,
+    /// Who.
+    pub job: JobId,
+}
+
+/// One part of what a group says of acks or leases, so that no value grows too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartKey {
+    /// The group that wrote it.
+    pub group: GroupNumber,
+    /// From 0.
+    pub part: u16,
+}
+
+/// Rows of one [`PartKey`] of acks at most.
+pub const ACKS_PER_PART: usize = 80;
+
+/// Rows of one [`PartKey`] of leases at most.
+pub const LEASES_PER_PART: usize = 80;
+
+/// A set of entries of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bits(pub [u64; 4]);
+
+impl Bits {
+    /// Adds an entry; whether it was not in the set before.
+    pub fn insert(&mut self, index: u8) -> bool {
+        let Some(word) = self.0.get_mut(usize::from(index / 64)) else {
+            return false;
+        };
+        let bit = 1_u64 << (index % 64);
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    /// Whether an entry is in the set.
+    pub fn contains(&self, index: u8) -> bool {
+        self.0
+            .get(usize::from(index / 64))
+            .is_some_and(|word| word & (1 << (index % 64)) != 0)
+    }
+
+    /// Adds all of another set.
+    pub fn extend(&mut self, other: &Self) {
+        for (word, more) in self.0.iter_mut().zip(other.0) {
+            *word |= more;
+        }
+    }
+
+    /// Entries in the set.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The lowest entry below `entries` that is not in the set.
+    pub fn first_missing(&self, entries: u8) -> Option<u8> {
+        (0..entries).find(|index| !self.contains(*index))
+    }
+}
+
+/// Entries that left a run in one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftRun {
+    /// The run.
+    pub run: RunKey,
+    /// Entries that it has.
+    pub entries: u8,
+    /// Those that left in this group.
+    pub left: Bits,
+}
+
+/// A grant or its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// The job.
+    pub job: JobId,
+    /// The number of the grant.
+    pub lease: LeaseId,
+    /// Who has it.
+    pub session: SessionId,
+    /// Until when, by the wall clock.
+    pub deadline: Timestamp,
+    /// Which entry of which run was granted.
+    pub place: Place,
+    /// Which grant of the job it is.
+    pub attempt: u32,
+}
+
+/// A worker's session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its id.
+    pub id: SessionId,
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Name of the worker.
+    pub name: String,
+    /// Host of the worker.
+    pub host: String,
+    /// Process id of the worker.
+    pub pid: u32,
+    /// Labels of the worker.
+    pub labels: Vec<(String, String)>,
+    /// Jobs that the worker runs at once.
+    pub capacity: u32,
+    /// How long it lives without a frame.
+    pub ttl: DurationMs,
+}
+
+/// The outcome of a numbered push, in the slot `seq mod 256` of its producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutcomeRecord {
+    /// The producer.
+    pub producer: ProducerNumber,
+    /// The number of the push.
+    pub seq: u64,
+    /// When it was applied.
+    pub at: Timestamp,
+    /// What became of its jobs, in order.
+    pub results: Vec<OutcomeRange>,
+}
+
+/// What became of some jobs of a push that follow each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutcomeRange {
+    /// They were pushed: ids that differ in nothing but their index, which counts up.
+    Pushed {
+        /// The id of the first.
+        first: JobId,
+        /// How many.
+        count: u8,
+    },
+    /// One was refused.
+    Refused {
+        /// Ordinal of the [`ErrorCode`](ganger_protocol::ErrorCode) in its list.
+        code: u8,
+        /// The refused field.
+        field: String,
+        /// What was wrong, cut at 256 bytes.
+        message: String,
+    },
+}
+
+/// A queue: its name, settings and counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueRecord {
+    /// Its number.
+    pub number: QueueNumber,
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Its name.
+    pub name: QueueName,
+    /// Whether it gives no leases.
+    pub paused: bool,
+    /// The longest attempt of its jobs that name no other.
+    pub timeout_ms: Option<DurationMs>,
+    /// The backoff of its jobs that name no other.
+    pub backoff: Option<Box<RetryPolicy>>,
+    /// How many dead jobs it keeps; absent means 10 000.
+    pub dead_max: Option<u64>,
+    /// How long it keeps them; absent means 180 days.
+    pub dead_retention_ms: Option<DurationMs>,
+    /// Counters by state and outcome.
+    pub counters: Counters,
+}
+
+/// What the shard itself must remember; part of every group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeadRecord {
+    /// Wall time of the group.
+    pub wall: Timestamp,
+    /// The highest position given at a tail.
+    pub position_high: u64,
+    /// The lowest position given at a head.
+    pub position_low: u64,
+    /// Numbers of leases, sessions and producers below this one may have been given.
+    pub reserved: u64,
+    /// The next queue gets this number.
+    pub next_queue: u32,
+}
+
+/// Which blob of a job. The numbers are stored and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BlobKind {
+    /// 0: the content.
+    Content,
+    /// 1: for later, the result.
+    Result,
+    /// 2: for later, the cursor.
+    Cursor,
+    /// 16 + slot: one of the last ten errors.
+    Error(u8),
+}
