@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod clock;
+pub mod config;
 pub mod session;
 pub mod tasks;
 pub mod telemetry;
