@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The ganger server, and the command line around it.
+//!
+//! A request travels `listener` → `session` → `driver` → engine → `store`; its reply comes back
+//! once what it says is durable.
+
+pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod session;
+pub mod tasks;
+pub mod telemetry;

@@ -1,1 +1,46 @@
-//! Placeholder.
+//! The client of ganger, a durable job-queue server: push jobs, and run them.
+//!
+//! # Pushing
+//!
+//! ```no_run
+//! use ganger_client::{Client, ClientOptions, Job};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let client = Client::connect(ClientOptions::from_url("ganger://localhost")?).await?;
+//!     let id = client.push(Job::new("welcome_mail").queue("mail").json(&"ann@example.org")?).await?;
+//!     println!("pushed {id}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A [`Client`] is one connection, shared by its clones and made again by itself. A push is applied
+//! at most once, over lost connections and lost answers too; when nobody can know whether it was, it
+//! ends in [`Error::OutcomeUnknown`] and is never pushed again behind your back.
+//!
+//! # The map
+//!
+//! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
+//! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `failure`
+//! is how an attempt goes wrong. The types of the wire are re-exported as [`protocol`].
+
+mod client;
+mod connection;
+mod error;
+mod failure;
+mod handshake;
+mod in_flight;
+mod job;
+mod options;
+mod task;
+
+pub use ganger_protocol as protocol;
+pub use ganger_protocol::{ErrorCode, JobId, JobSpec, WireError};
+
+pub use crate::{
+    client::Client,
+    error::{ConnectError, Error, JobError, Unknown},
+    failure::Failure,
+    job::{CONTENT_TYPE_JSON, Job},
+    options::{ClientOptions, UrlError},
+};

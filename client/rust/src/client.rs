@@ -1,0 +1,591 @@
+//! The handle of a client: cheap to clone, one method per request. Each method builds the request,
+//! gives it to the task of [`crate::connection`] and reads the answer; what happens on the way, over
+//! reconnects too, is decided in [`crate::in_flight`].
+
+use std::{sync::Arc, time::Duration};
+
+use ganger_protocol::{
+    JobId, JobSpec, QueueName, QueuePattern, WireError,
+    job::JobView,
+    request::{
+        Ack, AckItem, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye,
+        Heartbeat, JobGet, Operation, Push, QueueList, QueueNames, Release, ReleaseItem, Stats,
+    },
+    response::{
+        CountReply, Done, FetchReply, HeartbeatReply, JobsReply, LeaseResult, PushReply,
+        PushResult, QueueView, QueuesReply, StatsReply,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{UnboundedSender, unbounded_channel},
+    oneshot,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    connection::{Command, Connection, Event},
+    error::{Error, Unknown},
+    in_flight::{Answer, Ask, release_all},
+    options::ClientOptions,
+    task,
+};
+
+/// A connection to a server, shared by all its clones. It is made again by itself when it fails;
+/// requests without an answer are then sent again where that is safe, pushes under their old
+/// numbers, so that none is applied twice.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), ganger_client::Error> {
+/// use ganger_client::{Client, ClientOptions, Job};
+///
+/// let client = Client::connect(ClientOptions::new("localhost")).await?;
+/// let id = client.push(Job::new("welcome_mail").json(&42)?).await?;
+/// println!("pushed {id}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    commands: UnboundedSender<Command>,
+    /// One permit for each request without an answer.
+    room: Arc<Semaphore>,
+    request_timeout: Duration,
+    /// Cancelled when the task has ended.
+    ended: CancellationToken,
+}
+
+impl Client {
+    /// Connects, and returns once the server has accepted `hello`.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when the first try fails, [`Error::Refused`] when the server does not
+    /// accept the token or the namespace.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use ganger_client::{Client, ClientOptions};
+    /// let client = Client::connect("ganger://localhost".parse()?).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect(options: ClientOptions) -> Result<Self, Error> {
+        let client = Self::lazy(options);
+        let (reply, connected) = oneshot::channel();
+        client.send(Command::Connect(reply))?;
+        connected.await.unwrap_or(Err(Error::Closed))?;
+        Ok(client)
+    }
+
+    /// A client that connects with its first request. Must be called within a tokio runtime.
+    ///
+    /// ```no_run
+    /// # use ganger_client::{Client, ClientOptions};
+    /// let client = Client::lazy(ClientOptions::new("localhost"));
+    /// ```
+    pub fn lazy(options: ClientOptions) -> Self {
+        Self::start(options, None)
+    }
+
+    pub(crate) fn start(options: ClientOptions, events: Option<UnboundedSender<Event>>) -> Self {
+        let (commands, receiver) = unbounded_channel();
+        let ended = CancellationToken::new();
+        let shared = Shared {
+            commands,
+            room: Arc::new(Semaphore::new(options.in_flight_max)),
+            request_timeout: options.request_timeout,
+            ended: ended.clone(),
+        };
+        let connection = Connection::new(options, receiver, events);
+        task::spawn(async move {
+            let _ended = ended.drop_guard();
+            connection.run().await;
+        });
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Ends the connection, for all clones. Requests without an answer end in [`Error::Closed`], or
+    /// in [`Error::OutcomeUnknown`] if they may have been applied.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) {
+    /// client.close().await;
+    /// # }
+    /// ```
+    pub async fn close(&self) {
+        // If the task is gone already, there is nothing to end.
+        let _ = self.shared.commands.send(Command::Close);
+        self.shared.ended.cancelled().await;
+    }
+
+    /// Adds a job durably and returns its id. Over lost connections the job is added at most once.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the server does not take the job, [`Error::OutcomeUnknown`] when
+    /// nobody knows whether it did.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::Job;
+    /// let id = client.push(Job::new("resize").queue("images").payload(&("cat.png", 640))?).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn push<J>(&self, job: J) -> Result<JobId, Error>
+    where
+        J: TryInto<JobSpec>,
+        Error: From<J::Error>,
+    {
+        let results = self.push_all(vec![job.try_into()?], false).await?;
+        match results.into_iter().next() {
+            Some(Ok(id)) => Ok(id),
+            Some(Err(error)) if !error.code.is_definite() => {
+                Err(Error::OutcomeUnknown(Unknown::Unavailable(error)))
+            }
+            Some(Err(error)) => Err(Error::Refused(error)),
+            None => Err(shape("push")),
+        }
+    }
+
+    /// Adds 1…1000 jobs in one request; each is taken or refused by itself. The results stand in the
+    /// order of the jobs.
+    ///
+    /// # Errors
+    /// Those of [`Client::push`], for the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::Job;
+    /// let jobs = vec![Job::new("a").build()?, Job::new("b").build()?];
+    /// for result in client.push_many(jobs).await? {
+    ///     println!("{result:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn push_many(
+        &self,
+        jobs: Vec<JobSpec>,
+    ) -> Result<Vec<Result<JobId, WireError>>, Error> {
+        self.push_all(jobs, false).await
+    }
+
+    /// Adds all of 1…1000 jobs, or none if one of them is refused.
+    ///
+    /// # Errors
+    /// Those of [`Client::push`], for the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::Job;
+    /// let jobs = vec![Job::new("charge").build()?, Job::new("ship").build()?];
+    /// let results = client.push_atomic(jobs).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn push_atomic(
+        &self,
+        jobs: Vec<JobSpec>,
+    ) -> Result<Vec<Result<JobId, WireError>>, Error> {
+        self.push_all(jobs, true).await
+    }
+
+    /// Asks for leases, and may carry acks and fails. Needs
+    /// [`ClientOptions::session`](crate::ClientOptions::session); a [`Worker`](crate::Worker) does
+    /// all of this by itself. If the returned future is dropped, leases that arrive for it are
+    /// released.
+    ///
+    /// # Errors
+    /// When the server refuses the fetch as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use ganger_client::protocol::{DurationMs, request::Fetch};
+    ///
+    /// let fetch = Fetch {
+    ///     queues: vec!["mail".parse()?],
+    ///     max: 10,
+    ///     wait_ms: DurationMs::from_secs(30),
+    ///     ..Fetch::default()
+    /// };
+    /// let jobs = client.fetch(fetch).await?.jobs;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn fetch(&self, fetch: Fetch) -> Result<FetchReply, Error> {
+        match self.call(Operation::Fetch(fetch)).await? {
+            Answer::Fetch(reply) => Ok(reply),
+            Answer::Body(_) | Answer::Lease(_) => Err(shape("fetch")),
+        }
+    }
+
+    /// Attempts succeeded: their jobs are done. Results stand in the order of the leases.
+    ///
+    /// # Errors
+    /// When the server refuses the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::protocol::request::AckItem;
+    /// client.ack(vec![AckItem { job: job.id, lease: job.lease, result: None }]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ack(&self, leases: Vec<AckItem>) -> Result<Vec<LeaseResult>, Error> {
+        self.lease_call(Operation::Ack(Ack { leases })).await
+    }
+
+    /// Attempts failed; each result says what became of the job.
+    ///
+    /// # Errors
+    /// When the server refuses the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::Failure;
+    /// let failure = Failure::new("smtp", "connection refused");
+    /// client.fail(vec![failure.into_item(job.id, job.lease)]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn fail(&self, leases: Vec<FailItem>) -> Result<Vec<LeaseResult>, Error> {
+        self.lease_call(Operation::Fail(Fail { leases })).await
+    }
+
+    /// Gives leases back; their jobs are ready again, and nothing counts as a failure.
+    ///
+    /// # Errors
+    /// When the server refuses the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::protocol::request::ReleaseItem;
+    /// client.release(vec![ReleaseItem { job: job.id, lease: job.lease, delay_ms: None }]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn release(&self, leases: Vec<ReleaseItem>) -> Result<Vec<LeaseResult>, Error> {
+        self.lease_call(Operation::Release(Release { leases }))
+            .await
+    }
+
+    /// Moves deadlines of leases; each result says where to.
+    ///
+    /// # Errors
+    /// When the server refuses the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::protocol::{DurationMs, request::ExtendItem};
+    /// let ms = DurationMs::from_mins(5);
+    /// client.extend(vec![ExtendItem { job: job.id, lease: job.lease, ms }]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn extend(&self, leases: Vec<ExtendItem>) -> Result<Vec<LeaseResult>, Error> {
+        self.lease_call(Operation::Extend(Extend { leases })).await
+    }
+
+    /// Says that the session is alive. A client with a session does so by itself whenever it is
+    /// silent for a third of the session's ttl.
+    ///
+    /// # Errors
+    /// When there is no session.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// if client.heartbeat().await?.quiet {
+    ///     println!("no more jobs");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn heartbeat(&self) -> Result<HeartbeatReply, Error> {
+        self.read(Operation::Heartbeat(Heartbeat {})).await
+    }
+
+    /// Ends the session: all its leases are released.
+    ///
+    /// # Errors
+    /// When there is no session.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// client.goodbye().await?;
+    /// client.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn goodbye(&self) -> Result<(), Error> {
+        let Done {} = self.read(Operation::Goodbye(Goodbye {})).await?;
+        Ok(())
+    }
+
+    /// Shows one job.
+    ///
+    /// # Errors
+    /// `not_found` when the job is not kept any more.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::JobId) -> Result<(), ganger_client::Error> {
+    /// println!("{}", client.job(id).await?.state);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn job(&self, job: JobId) -> Result<JobView, Error> {
+        self.read(Operation::JobGet(JobGet { job })).await
+    }
+
+    /// Lists the dead jobs of a queue, a page at a time.
+    ///
+    /// # Errors
+    /// When the server refuses, for instance an old cursor.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use ganger_client::protocol::request::DeadList;
+    ///
+    /// let list = DeadList { queue: "mail".parse()?, newest_first: true, cursor: None, limit: 50 };
+    /// for job in client.dead_list(list).await?.jobs {
+    ///     println!("{} {}", job.id, job.kind);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_list(&self, list: DeadList) -> Result<JobsReply, Error> {
+        self.read(Operation::DeadList(list)).await
+    }
+
+    /// Makes dead jobs ready again, their failures forgotten. By ids it can be repeated safely; of a
+    /// queue it is never repeated by itself.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when the answer for a queue was lost.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::JobId) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::protocol::request::DeadSelect;
+    ///
+    /// client.dead_revive(DeadSelect { jobs: vec![id], ..DeadSelect::default() }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_revive(&self, select: DeadSelect) -> Result<CountReply, Error> {
+        self.read(Operation::DeadRevive(select)).await
+    }
+
+    /// Removes dead jobs for good. By ids it can be repeated safely; of a queue it is never repeated
+    /// by itself.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] when the answer for a queue was lost.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use ganger_client::protocol::request::DeadSelect;
+    ///
+    /// let select = DeadSelect { queue: Some("mail".parse()?), ..DeadSelect::default() };
+    /// while client.dead_purge(select.clone()).await?.more {}
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_purge(&self, select: DeadSelect) -> Result<CountReply, Error> {
+        self.read(Operation::DeadPurge(select)).await
+    }
+
+    /// Lists queues with their counters: those that match, or all.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// for queue in client.queues(Some("mail.*".parse()?)).await? {
+    ///     println!("{} {}", queue.name, queue.counters.ready);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn queues(&self, pattern: Option<QueuePattern>) -> Result<Vec<QueueView>, Error> {
+        let reply: QueuesReply = self
+            .read(Operation::QueueList(QueueList { pattern }))
+            .await?;
+        Ok(reply.queues)
+    }
+
+    /// Stops the grants of these queues; pushes are still accepted, and leases go on.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.pause(vec!["mail".parse()?]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn pause(&self, queues: Vec<QueueName>) -> Result<(), Error> {
+        let names = QueueNames { queues };
+        let Done {} = self.read(Operation::QueuePause(names)).await?;
+        Ok(())
+    }
+
+    /// Starts the grants of these queues again.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.resume(vec!["mail".parse()?]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn resume(&self, queues: Vec<QueueName>) -> Result<(), Error> {
+        let names = QueueNames { queues };
+        let Done {} = self.read(Operation::QueueResume(names)).await?;
+        Ok(())
+    }
+
+    /// Shows totals of the namespace and the server.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// println!("{} ready", client.stats().await?.counters.ready);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn stats(&self) -> Result<StatsReply, Error> {
+        self.read(Operation::Stats(Stats {})).await
+    }
+
+    /// Sends a request that is kept over every reconnect, outside of the bound on requests.
+    pub(crate) fn ask(&self, operation: Operation) -> Result<Pending, Error> {
+        self.begin(operation, true, None)
+    }
+
+    async fn push_all(
+        &self,
+        jobs: Vec<JobSpec>,
+        atomic: bool,
+    ) -> Result<Vec<Result<JobId, WireError>>, Error> {
+        let count = jobs.len();
+        let seq = None;
+        let push = Push { jobs, atomic, seq };
+        let reply: PushReply = self.read(Operation::Push(push)).await?;
+        if reply.results.len() != count {
+            return Err(shape("push"));
+        }
+        let results = reply.results.into_iter();
+        let results = results.map(|result| match result {
+            PushResult {
+                err: Some(error), ..
+            } => Ok(Err(error)),
+            PushResult { id: Some(id), .. } => Ok(Ok(id)),
+            PushResult { .. } => Err(shape("push")),
+        });
+        results.collect()
+    }
+
+    async fn read<T: DeserializeOwned>(&self, operation: Operation) -> Result<T, Error> {
+        let op = operation.op();
+        match self.call(operation).await? {
+            Answer::Body(body) => Ok(body.read()?),
+            Answer::Fetch(_) | Answer::Lease(_) => Err(shape(op)),
+        }
+    }
+
+    async fn lease_call(&self, operation: Operation) -> Result<Vec<LeaseResult>, Error> {
+        let op = operation.op();
+        match self.call(operation).await? {
+            Answer::Lease(reply) => Ok(reply.results),
+            Answer::Fetch(_) | Answer::Body(_) => Err(shape(op)),
+        }
+    }
+
+    async fn call(&self, operation: Operation) -> Result<Answer, Error> {
+        let room = Arc::clone(&self.shared.room);
+        let Ok(permit) = room.acquire_owned().await else {
+            return Err(Error::Closed);
+        };
+        self.begin(operation, false, Some(permit))?.answer().await
+    }
+
+    fn begin(
+        &self,
+        operation: Operation,
+        patient: bool,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Pending, Error> {
+        let waits = match &operation {
+            Operation::Fetch(fetch) => Duration::from_millis(fetch.wait_ms.0),
+            _ => Duration::ZERO,
+        };
+        let grants = matches!(operation, Operation::Fetch(_));
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ask(Box::new(Ask {
+            operation,
+            reply: Some(reply),
+            allowance: self.shared.request_timeout + waits,
+            patient,
+            permit,
+        })))?;
+        Ok(Pending {
+            answer,
+            unclaimed: grants.then(|| self.clone()),
+        })
+    }
+
+    fn send(&self, command: Command) -> Result<(), Error> {
+        match self.shared.commands.send(command) {
+            Ok(()) => Ok(()),
+            Err(_the_task_has_ended) => Err(Error::Closed),
+        }
+    }
+}
+
+/// An answer to come. Leases that come when nobody waits any more go back to the server.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    answer: oneshot::Receiver<Result<Answer, Error>>,
+    /// Of a fetch: by whom to release.
+    unclaimed: Option<Client>,
+}
+
+impl Pending {
+    pub(crate) async fn answer(&mut self) -> Result<Answer, Error> {
+        (&mut self.answer).await.unwrap_or(Err(Error::Closed))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let Some(client) = self.unclaimed.take() else {
+            return;
+        };
+        self.answer.close();
+        if let Ok(Ok(Answer::Fetch(reply))) = self.answer.try_recv()
+            && let Some(release) = release_all(&reply)
+        {
+            let timeout = client.shared.request_timeout;
+            // If the task is gone, so is the connection, and the session will be.
+            let ask = Box::new(Ask::unattended(release, timeout));
+            let _ = client.send(Command::Ask(ask));
+        }
+    }
+}
+
+fn shape(op: &'static str) -> Error {
+    Error::ReplyShape { op }
+}

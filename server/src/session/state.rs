@@ -1,0 +1,284 @@
+//! Which request is legal in which state of a connection. Pure.
+//!
+//! ```text
+//!  welcome sent ── hello refused ──► (closed)
+//!       │ hello accepted
+//!       ▼
+//!     open {session?, producer?} ── goodbye ──► open {producer?}
+//! ```
+//!
+//! Whether the token allows it is [`crate::auth::authorise`]'s; what it does, the engine's.
+
+use ganger_protocol::{ErrorCode, WireError, request::Operation};
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// `welcome` was sent; only `hello` is accepted.
+    BeforeHello,
+    /// `hello` was accepted.
+    Open(Open),
+}
+
+/// What an open connection has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Open {
+    /// A worker's session.
+    pub session: bool,
+    /// A producer of numbered pushes.
+    pub producer: bool,
+}
+
+impl State {
+    /// Whether this operation is legal now.
+    ///
+    /// # Errors
+    /// `unauthorized` before `hello`, else `bad_request`, saying what is missing.
+    pub fn check(self, operation: &Operation) -> Result<(), WireError> {
+        let open = match (self, operation) {
+            (Self::BeforeHello, Operation::Hello(_)) => return Ok(()),
+            (Self::BeforeHello, _) => {
+                let message = format!("{} before hello", operation.op());
+                return Err(WireError::new(ErrorCode::Unauthorized, message));
+            }
+            (Self::Open(open), _) => open,
+        };
+        match operation {
+            Operation::Hello(_) => Err(WireError::bad_request("op", "a second hello")),
+            Operation::Push(push) if push.seq.is_some() && !open.producer => Err(
+                WireError::bad_request("seq", "a numbered push needs a producer in hello"),
+            ),
+            Operation::Fetch(_)
+            | Operation::Ack(_)
+            | Operation::Fail(_)
+            | Operation::Release(_)
+            | Operation::Extend(_)
+            | Operation::Heartbeat(_)
+            | Operation::Goodbye(_)
+                if !open.session =>
+            {
+                let message = format!("{} needs a session in hello", operation.op());
+                Err(WireError::bad_request("op", message))
+            }
+            Operation::Push(_)
+            | Operation::Fetch(_)
+            | Operation::Ack(_)
+            | Operation::Fail(_)
+            | Operation::Release(_)
+            | Operation::Extend(_)
+            | Operation::Heartbeat(_)
+            | Operation::Goodbye(_)
+            | Operation::JobGet(_)
+            | Operation::DeadList(_)
+            | Operation::DeadRevive(_)
+            | Operation::DeadPurge(_)
+            | Operation::QueueList(_)
+            | Operation::QueuePause(_)
+            | Operation::QueueResume(_)
+            | Operation::Stats(_) => Ok(()),
+        }
+    }
+
+    /// The state after `goodbye`: the session is gone, the connection stays.
+    #[must_use]
+    pub fn after_goodbye(self) -> Self {
+        match self {
+            Self::BeforeHello => self,
+            Self::Open(open) => Self::Open(Open {
+                session: false,
+                ..open
+            }),
+        }
+    }
+}
+
+/// Whether a server that drains still serves this operation: it takes no jobs and grants none.
+/// Answers to leases are taken to the end, also those that ride on a fetch; such a fetch is to be
+/// given no jobs.
+///
+/// # Errors
+/// `draining`.
+pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
+    let refused = match operation {
+        Operation::Push(_) => true,
+        Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
+        Operation::Hello(_)
+        | Operation::Ack(_)
+        | Operation::Fail(_)
+        | Operation::Release(_)
+        | Operation::Extend(_)
+        | Operation::Heartbeat(_)
+        | Operation::Goodbye(_)
+        | Operation::JobGet(_)
+        | Operation::DeadList(_)
+        | Operation::DeadRevive(_)
+        | Operation::DeadPurge(_)
+        | Operation::QueueList(_)
+        | Operation::QueuePause(_)
+        | Operation::QueueResume(_)
+        | Operation::Stats(_) => false,
+    };
+    if refused {
+        return Err(WireError::new(
+            ErrorCode::Draining,
+            "the server is shutting down",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ganger_protocol::{
+        JobId, LeaseId,
+        request::{
+            Ack, AckItem, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello,
+            JobGet, Push, QueueList, QueueNames, Release, Stats,
+        },
+    };
+
+    use super::*;
+
+    const OPEN: Open = Open {
+        session: false,
+        producer: false,
+    };
+
+    fn operations() -> Vec<Operation> {
+        let list = DeadList {
+            queue: Default::default(),
+            newest_first: false,
+            cursor: None,
+            limit: 1,
+        };
+        let hello = Hello {
+            v: 1,
+            client: String::new(),
+            features: vec![],
+            namespace: Default::default(),
+            auth: None,
+            session: None,
+            producer: None,
+        };
+        vec![
+            Operation::Hello(hello),
+            Operation::Push(Push {
+                jobs: vec![],
+                atomic: false,
+                seq: None,
+            }),
+            Operation::Fetch(Fetch::default()),
+            Operation::Ack(Ack { leases: vec![] }),
+            Operation::Fail(Fail { leases: vec![] }),
+            Operation::Release(Release { leases: vec![] }),
+            Operation::Extend(Extend { leases: vec![] }),
+            Operation::Heartbeat(Heartbeat {}),
+            Operation::Goodbye(Goodbye {}),
+            Operation::JobGet(JobGet {
+                job: JobId::from_bytes([0; 24]),
+            }),
+            Operation::DeadList(list),
+            Operation::DeadRevive(DeadSelect::default()),
+            Operation::DeadPurge(DeadSelect::default()),
+            Operation::QueueList(QueueList::default()),
+            Operation::QueuePause(QueueNames { queues: vec![] }),
+            Operation::QueueResume(QueueNames { queues: vec![] }),
+            Operation::Stats(Stats {}),
+        ]
+    }
+
+    /// The operations that are legal in a state, by name.
+    fn legal(state: State) -> Vec<&'static str> {
+        let operations = operations();
+        let names: Vec<_> = operations.iter().map(Operation::op).collect();
+        assert_eq!(names, Operation::ALL, "one of each");
+        let legal = operations
+            .iter()
+            .filter(|operation| state.check(operation).is_ok());
+        legal.map(Operation::op).collect()
+    }
+
+    #[test]
+    fn before_hello_only_hello_is_legal() {
+        assert_eq!(legal(State::BeforeHello), ["hello"]);
+        let error = State::BeforeHello
+            .check(&Operation::Stats(Stats {}))
+            .unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unauthorized);
+        assert_eq!(error.message, "stats before hello");
+    }
+
+    #[test]
+    fn without_a_session_there_is_no_work() {
+        let without = [
+            "push",
+            "job_get",
+            "dead_list",
+            "dead_revive",
+            "dead_purge",
+            "queue_list",
+            "queue_pause",
+            "queue_resume",
+            "stats",
+        ];
+        assert_eq!(legal(State::Open(OPEN)), without);
+        assert_eq!(
+            legal(
+                State::Open(Open {
+                    session: true,
+                    ..OPEN
+                })
+                .after_goodbye()
+            ),
+            without
+        );
+    }
+
+    #[test]
+    fn with_a_session_everything_but_a_second_hello_is_legal() {
+        let all = legal(State::Open(Open {
+            session: true,
+            ..OPEN
+        }));
+        assert_eq!(all, Operation::ALL[1..]);
+    }
+
+    #[test]
+    fn a_numbered_push_needs_a_producer() {
+        let push = Operation::Push(Push {
+            jobs: vec![],
+            atomic: false,
+            seq: Some(1),
+        });
+        let error = State::Open(OPEN).check(&push).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("seq"));
+        assert!(
+            State::Open(Open {
+                producer: true,
+                ..OPEN
+            })
+            .check(&push)
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_draining_server_refuses_push_and_fetch_but_takes_answers() {
+        let refused: Vec<_> = operations()
+            .into_iter()
+            .filter(|operation| check_draining(operation).is_err())
+            .map(|operation| operation.op())
+            .collect();
+        assert_eq!(refused, ["push", "fetch"]);
+        let ack = AckItem {
+            job: JobId::from_bytes([0; 24]),
+            lease: LeaseId(1),
+            result: None,
+        };
+        let fetch = Fetch {
+            acks: vec![ack],
+            ..Fetch::default()
+        };
+        assert!(check_draining(&Operation::Fetch(fetch)).is_ok());
+    }
+}
