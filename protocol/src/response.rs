@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    error::{ErrorCode, WireError},
+    error::WireError,
     frame,
     ids::{JobId, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
@@ -274,32 +274,58 @@ pub struct StatsReply {
     pub counters: Counters,
 }
 
-/// Every body of a reply.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum ReplyBody {
+/// Declares the bodies of replies: a variant, its struct and the operations it answers, in one
+/// table.
+macro_rules! replies {
+    ($($(#[$doc:meta])* $variant:ident($body:ty) = $($op:literal)|+,)*) => {
+        /// Every body of a reply.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(untagged)]
+        pub enum ReplyBody {
+            $($(#[$doc])* $variant($body),)*
+        }
+
+        impl ReplyBody {
+            /// The operations that each body answers, body by body.
+            pub const ANSWERS: &'static [&'static [&'static str]] = &[$(&[$($op),+]),*];
+
+            /// Reads the body of the reply to this operation; `None` for a word that is none.
+            ///
+            /// # Errors
+            /// When the server answered with another shape.
+            pub fn read(op: &str, body: &Body) -> Option<Result<Self, MessageError>> {
+                match op {
+                    $($($op)|+ => Some(body.read().map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+replies! {
     /// To `hello`.
-    Hello(Box<HelloReply>),
+    Hello(Box<HelloReply>) = "hello",
     /// To `push`.
-    Push(PushReply),
+    Push(PushReply) = "push",
     /// To `fetch`.
-    Fetch(FetchReply),
+    Fetch(FetchReply) = "fetch",
     /// To `ack`, `fail`, `release`, `extend`.
-    Lease(LeaseReply),
+    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
     /// To `heartbeat`.
-    Heartbeat(HeartbeatReply),
+    Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`.
-    Done(Done),
+    Done(Done) = "goodbye" | "queue_pause" | "queue_resume",
     /// To `job_get`.
-    Job(Box<JobView>),
+    Job(Box<JobView>) = "job_get",
     /// To `dead_list`.
-    Jobs(JobsReply),
+    Jobs(JobsReply) = "dead_list",
     /// To `dead_revive` and `dead_purge`.
-    Count(CountReply),
+    Count(CountReply) = "dead_revive" | "dead_purge",
     /// To `queue_list`.
-    Queues(QueuesReply),
+    Queues(QueuesReply) = "queue_list",
     /// To `stats`.
-    Stats(Box<StatsReply>),
+    Stats(Box<StatsReply>) = "stats",
 }
 
 /// A reply to the request `id`.
@@ -460,7 +486,7 @@ impl Message {
             }),
             (None, Some(error), _) => Ok(Self::Reply {
                 id,
-                result: Err(read_error(error)?),
+                result: Err(read(error)?),
             }),
             (None, None, Some(op)) => {
                 let op: String = read(op)?;
@@ -474,25 +500,6 @@ impl Message {
             }
         }
     }
-}
-
-/// An error whose code this version does not know is still an error: `unavailable`, since nothing
-/// can be said about what was applied.
-fn read_error(bytes: &[u8]) -> Result<WireError, MessageError> {
-    #[derive(Deserialize)]
-    struct Raw {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    if let Ok(error) = rmp_serde::from_slice(bytes) {
-        return Ok(error);
-    }
-    let raw: Raw = read(bytes)?;
-    Ok(WireError::new(
-        ErrorCode::Unavailable,
-        format!("{}: {}", raw.code, raw.message),
-    ))
 }
 
 fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, MessageError> {
