@@ -14,8 +14,10 @@ use crate::{
     ids::{JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
+    read,
     scan::{ScanError, scan},
     time::{DurationMs, INTEGER_MAX, Timestamp},
+    write,
 };
 
 /// One request: `{id, op, …}`.
@@ -60,7 +62,7 @@ macro_rules! operations {
             fn encode(&self, id: u64, buffer: &mut BytesMut) -> Result<(), EncodeError> {
                 let op = self.op();
                 match self {
-                    $(Self::$variant(fields) => encode_map(buffer, &Envelope { id, op, fields }),)*
+                    $(Self::$variant(fields) => write::maps(buffer, &Envelope { id, op }, fields),)*
                 }
             }
         }
@@ -423,7 +425,7 @@ impl Request {
             "op" => op = value,
             _ => {}
         });
-        let id = match rmp_serde::from_slice::<u64>(id) {
+        let id = match read::from_slice::<u64>(id) {
             Ok(id) if (1..=INTEGER_MAX).contains(&id) => id,
             Ok(_) | Err(_) => 0,
         };
@@ -433,7 +435,7 @@ impl Request {
             let message = format!("id must be an integer of 1 to {INTEGER_MAX}");
             return Err(refuse(WireError::bad_request("id", message)));
         }
-        let op = rmp_serde::from_slice::<&str>(op)
+        let op = read::from_slice::<&str>(op)
             .map_err(|_not_text| refuse(WireError::bad_request("op", "op must be a string")))?;
         let operation = Operation::decode(op, map).map_err(refuse)?;
         Ok(Self { id, operation })
@@ -675,11 +677,10 @@ fn malformed(error: ScanError) -> WireError {
 /// Reads the fields of an operation. The path to a refused field is looked for only once the
 /// plain reading has failed.
 fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
-    if let Ok(fields) = rmp_serde::from_slice(map) {
+    if let Ok(fields) = read::from_slice(map) {
         return Ok(fields);
     }
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(map);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    serde_path_to_error::deserialize(&mut read::Reader::new(map)).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
         let missing = message
@@ -694,38 +695,9 @@ fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
     })
 }
 
-/// The envelope's keys in front of the fields of an operation.
-struct Envelope<'a, T> {
+/// The envelope's keys, in front of the fields of an operation.
+#[derive(Serialize)]
+struct Envelope {
     id: u64,
-    op: &'a str,
-    fields: &'a T,
-}
-
-/// Appends `{id, op, …fields}`: the fields are encoded as a map of their own, whose header is then
-/// replaced by one that counts `id` and `op` too.
-fn encode_map<T: Serialize>(
-    buffer: &mut BytesMut,
-    envelope: &Envelope<'_, T>,
-) -> Result<(), EncodeError> {
-    #[derive(Serialize)]
-    struct Head<'a> {
-        id: u64,
-        op: &'a str,
-    }
-    let head = rmp_serde::to_vec_named(&Head {
-        id: envelope.id,
-        op: envelope.op,
-    })?;
-    let fields = rmp_serde::to_vec_named(envelope.fields)?;
-    // No operation has more than 13 fields, so both headers are one byte (`0x80 | count`).
-    let (head_count, head) = head
-        .split_first()
-        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
-    let (count, fields) = fields
-        .split_first()
-        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
-    buffer.extend_from_slice(&[head_count + (count & 0x0f)]);
-    buffer.extend_from_slice(head);
-    buffer.extend_from_slice(fields);
-    Ok(())
+    op: &'static str,
 }
