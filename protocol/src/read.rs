@@ -44,12 +44,22 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T
 #[derive(Debug)]
 pub(crate) struct Reader<'de> {
     walk: Walk<'de>,
+    keys_as_text: bool,
 }
 
 impl<'de> Reader<'de> {
-    pub(crate) fn new(bytes: &'de [u8]) -> Self {
+    fn new(bytes: &'de [u8]) -> Self {
         Self {
             walk: Walk { rest: bytes },
+            keys_as_text: false,
+        }
+    }
+
+    /// A reader for [`serde_path_to_error`], which follows keys that are text.
+    pub(crate) fn with_path(bytes: &'de [u8]) -> Self {
+        Self {
+            keys_as_text: true,
+            ..Self::new(bytes)
         }
     }
 
@@ -140,8 +150,14 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         self.deserialize_str(visitor)
     }
 
+    /// Fields are told apart by bytes; the scan has found their names to be UTF-8. Only who
+    /// follows the path wants them as text.
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        self.deserialize_str(visitor)
+        match self.walk.head()? {
+            Head::Str(bytes) if self.keys_as_text => visitor.visit_borrowed_str(text(bytes)?),
+            Head::Str(bytes) => visitor.visit_borrowed_bytes(bytes),
+            head => Err(unexpected(head, &visitor)),
+        }
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {

@@ -680,7 +680,7 @@ fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
     if let Ok(fields) = read::from_slice(map) {
         return Ok(fields);
     }
-    serde_path_to_error::deserialize(&mut read::Reader::new(map)).map_err(|error| {
+    serde_path_to_error::deserialize(&mut read::Reader::with_path(map)).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
         let missing = message

@@ -91,6 +91,7 @@ pub(crate) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
+    #[inline]
     fn take(&mut self, count: usize) -> Result<&'a [u8], ScanError> {
         let (taken, rest) = self
             .rest
@@ -100,6 +101,7 @@ impl<'a> Walk<'a> {
         Ok(taken)
     }
 
+    #[inline]
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N], ScanError> {
         let (taken, rest) = self
             .rest
@@ -123,6 +125,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes the next value, or the head of a map or array.
+    #[inline]
     pub(crate) fn head(&mut self) -> Result<Head<'a>, ScanError> {
         let [first] = self.take_array()?;
         let low = usize::from(first & 0x0f);
