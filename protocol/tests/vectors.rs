@@ -346,6 +346,36 @@ fn names_of_vectors_are_unique_and_each_vector_says_what_to_expect() {
 }
 
 #[test]
+fn the_page_shows_the_bytes_of_the_vectors_and_every_error_code() {
+    let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/PROTOCOL.md");
+    let page = fs::read_to_string(page).unwrap();
+    for code in ErrorCode::ALL {
+        let row = format!("\n| `{code}` | ");
+        assert!(page.contains(&row), "no row for the error {code}");
+    }
+    let all = vectors();
+    let blocks = page.split("```transcript\n").skip(1);
+    let mut shown = 0;
+    for message in blocks.flat_map(|block| block.split("\n```").next().unwrap().split("\n\n")) {
+        let (head, bytes) = message.split_once('\n').unwrap();
+        let vector = all.iter().find(|vector| {
+            let sender = match vector.direction {
+                Direction::Client => 'C',
+                Direction::Server => 'S',
+            };
+            head == format!("{sender} {}", vector.name)
+        });
+        let vector = vector.unwrap_or_else(|| panic!("no vector for {head:?}"));
+        let hex = bytes
+            .lines()
+            .map(|line| line.split(';').next().unwrap().trim());
+        assert_eq!(hex.collect::<String>(), vector.frame, "{head}");
+        shown += 1;
+    }
+    assert!(shown >= 10, "two conversations, not {shown} messages");
+}
+
+#[test]
 fn the_proof_of_a_token_follows_from_token_and_nonce() {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
