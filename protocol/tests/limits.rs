@@ -24,10 +24,10 @@ const LARGE: ErrorCode = ErrorCode::TooLarge;
 type Outcome = Result<(), (ErrorCode, &'static str)>;
 
 fn outcome(result: &Result<(), WireError>) -> Result<(), (ErrorCode, &str)> {
-    result
-        .as_ref()
-        .map(|()| ())
-        .map_err(|error| (error.code, error.field.as_deref().unwrap_or("-")))
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => Err((error.code, error.field.as_deref().unwrap_or("-"))),
+    }
 }
 
 #[track_caller]
@@ -38,7 +38,7 @@ fn check_job(expected: Outcome, change: impl FnOnce(&mut JobSpec)) {
 }
 
 #[track_caller]
-fn check(expected: Outcome, operation: Operation) {
+fn check(expected: Outcome, operation: &Operation) {
     let limits = Limits::default();
     let result = operation.check(&limits);
     assert_eq!(outcome(&result), expected);
@@ -130,12 +130,12 @@ fn hello(session: SessionHello) -> Operation {
 fn numbers_of_a_job() {
     check_range("priority", 0..=9, |expected, n| {
         check_job(expected, |job| {
-            job.priority = Some(u8::try_from(n).unwrap())
+            job.priority = Some(u8::try_from(n).unwrap());
         });
     });
     check_range("max_attempts", 1..=10_000, |expected, n| {
         check_job(expected, |job| {
-            job.max_attempts = Some(u32::try_from(n).unwrap())
+            job.max_attempts = Some(u32::try_from(n).unwrap());
         });
     });
     check_range("timeout_ms", 1_000..=DAY_MS, |expected, n| {
@@ -162,7 +162,7 @@ fn sizes_of_a_job() {
     });
     check_length("content_type", 0..=128, |expected, n| {
         check_job(expected, |job| {
-            job.content_type = Some("t".repeat(n).into())
+            job.content_type = Some("t".repeat(n).into());
         });
     });
     check_length("tags", 0..=8, |expected, n| {
@@ -253,13 +253,13 @@ fn fields_that_are_not_served_are_refused_by_name() {
     let name = || "name".parse().unwrap();
     let refused = |field| Err((ErrorCode::UnsupportedOp, field));
     check_job(refused("expires_at"), |job| {
-        job.expires_at = Some(Timestamp(1))
+        job.expires_at = Some(Timestamp(1));
     });
     check_job(refused("key"), |job| job.key = Some(name()));
     check_job(refused("batch"), |job| job.batch = Some(name()));
     check_job(refused("after"), |job| job.after = vec![name()]);
     check_job(refused("retain_ms"), |job| {
-        job.retain_ms = Some(DurationMs(0))
+        job.retain_ms = Some(DurationMs(0));
     });
     check_job(refused("unique"), |job| {
         job.unique = Some(Box::new(Unique {
@@ -274,11 +274,11 @@ fn fields_that_are_not_served_are_refused_by_name() {
         ..ack_item()
     };
     let leases = vec![ack_item(), result()];
-    check(refused("leases[1].result"), Operation::Ack(Ack { leases }));
+    check(refused("leases[1].result"), &Operation::Ack(Ack { leases }));
     let acks = vec![ack_item(), ack_item(), result()];
     check(
         refused("acks[2].result"),
-        Operation::Fetch(Fetch { acks, ..fetch() }),
+        &Operation::Fetch(Fetch { acks, ..fetch() }),
     );
 }
 
@@ -290,34 +290,34 @@ fn counts_of_a_request() {
             atomic: false,
             seq: None,
         };
-        check(expected, Operation::Push(push));
+        check(expected, &Operation::Push(push));
     });
     check_length("leases", 1..=1000, |expected, n| {
         let leases = vec![ack_item(); n];
-        check(expected, Operation::Ack(Ack { leases }));
+        check(expected, &Operation::Ack(Ack { leases }));
         let leases = vec![fail_item(); n];
-        check(expected, Operation::Fail(Fail { leases }));
+        check(expected, &Operation::Fail(Fail { leases }));
         let release = ReleaseItem {
             job: JOB,
             lease: LEASE,
             delay_ms: None,
         };
         let leases = vec![release; n];
-        check(expected, Operation::Release(Release { leases }));
+        check(expected, &Operation::Release(Release { leases }));
         let extend = ExtendItem {
             job: JOB,
             lease: LEASE,
             ms: DurationMs(1_000),
         };
         let leases = vec![extend; n];
-        check(expected, Operation::Extend(Extend { leases }));
+        check(expected, &Operation::Extend(Extend { leases }));
     });
     check_length("queues", 1..=1000, |expected, n| {
         let names = || QueueNames {
             queues: vec!["mail".parse().unwrap(); n],
         };
-        check(expected, Operation::QueuePause(names()));
-        check(expected, Operation::QueueResume(names()));
+        check(expected, &Operation::QueuePause(names()));
+        check(expected, &Operation::QueueResume(names()));
     });
 }
 
@@ -329,7 +329,7 @@ fn the_number_of_a_push() {
             atomic: false,
             seq: Some(n),
         };
-        check(expected, Operation::Push(push));
+        check(expected, &Operation::Push(push));
     });
 }
 
@@ -339,11 +339,11 @@ fn fetches() {
     let checked = |expected, change: &dyn Fn(&mut Fetch)| {
         let mut fetch = fetch();
         change(&mut fetch);
-        check(expected, Operation::Fetch(fetch));
+        check(expected, &Operation::Fetch(fetch));
     };
     check_length("queues", 1..=64, |expected, n| {
         checked(expected, &|fetch| {
-            fetch.queues = vec!["a*".parse().unwrap(); n]
+            fetch.queues = vec!["a*".parse().unwrap(); n];
         });
     });
     check_range("max", 0..=1000, |expected, n| {
@@ -370,7 +370,7 @@ fn answers_to_leases() {
         let mut item = fail_item();
         change(&mut item);
         let leases = vec![fail_item(), item];
-        check(expected, Operation::Fail(Fail { leases }));
+        check(expected, &Operation::Fail(Fail { leases }));
     };
     check_length("leases[1].kind", 0..=100, |expected, n| {
         fail(expected, &|item| item.kind = "k".repeat(n));
@@ -379,7 +379,7 @@ fn answers_to_leases() {
         fail(expected, &|item| item.retry_in_ms = Some(DurationMs(n)));
     });
     fail(Ok(()), &|item| {
-        item.message = "m".repeat(limits::ERROR_MESSAGE_BYTES_MAX + 1)
+        item.message = "m".repeat(limits::ERROR_MESSAGE_BYTES_MAX + 1);
     });
     fail(Err((BAD, "leases[1].discard")), &|item| {
         (item.dead, item.discard) = (true, true);
@@ -393,7 +393,7 @@ fn answers_to_leases() {
             lease: LEASE,
             delay_ms: Some(DurationMs(n)),
         }];
-        check(expected, Operation::Release(Release { leases }));
+        check(expected, &Operation::Release(Release { leases }));
     });
     check_range("leases[0].ms", 1_000..=DAY_MS, |expected, n| {
         let leases = vec![ExtendItem {
@@ -401,7 +401,7 @@ fn answers_to_leases() {
             lease: LEASE,
             ms: DurationMs(n),
         }];
-        check(expected, Operation::Extend(Extend { leases }));
+        check(expected, &Operation::Extend(Extend { leases }));
     });
 }
 
@@ -411,7 +411,7 @@ fn sessions() {
         let name = "n".repeat(n);
         check(
             expected,
-            hello(SessionHello {
+            &hello(SessionHello {
                 name,
                 ..SessionHello::default()
             }),
@@ -421,7 +421,7 @@ fn sessions() {
         let host = "h".repeat(n);
         check(
             expected,
-            hello(SessionHello {
+            &hello(SessionHello {
                 host,
                 ..SessionHello::default()
             }),
@@ -431,7 +431,7 @@ fn sessions() {
         let labels = pairs.into_iter().collect();
         check(
             expected,
-            hello(SessionHello {
+            &hello(SessionHello {
                 labels,
                 ..SessionHello::default()
             }),
@@ -451,7 +451,7 @@ fn sessions() {
         let ttl_ms = Some(DurationMs(n));
         check(
             expected,
-            hello(SessionHello {
+            &hello(SessionHello {
                 ttl_ms,
                 ..SessionHello::default()
             }),
@@ -472,7 +472,7 @@ fn sessions() {
         });
         check(
             expected,
-            hello(SessionHello {
+            &hello(SessionHello {
                 resume,
                 ..SessionHello::default()
             }),
@@ -486,7 +486,7 @@ fn lists_and_selections_of_dead_jobs() {
     check_range("limit", 1..=1000, |expected, n| {
         check(
             expected,
-            Operation::DeadList(DeadList {
+            &Operation::DeadList(DeadList {
                 queue: Default::default(),
                 newest_first: false,
                 cursor: None,
@@ -496,8 +496,8 @@ fn lists_and_selections_of_dead_jobs() {
     });
     let queue = || Some("mail".parse().unwrap());
     let select = |expected, select: DeadSelect| {
-        check(expected, Operation::DeadRevive(select.clone()));
-        check(expected, Operation::DeadPurge(select));
+        check(expected, &Operation::DeadRevive(select.clone()));
+        check(expected, &Operation::DeadPurge(select));
     };
     check_length("jobs", 1..=1000, |expected, n| {
         let jobs = vec![JOB; n];
