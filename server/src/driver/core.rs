@@ -39,6 +39,8 @@ pub struct Released {
 pub struct Core {
     engine: Engine,
     store: Arc<Store>,
+    /// Whether replies wait for their groups; false only where a weaker durability was asked for.
+    replies_wait: bool,
     /// The last group that was handed to the store.
     sealed: GroupNumber,
     durable: GroupNumber,
@@ -57,12 +59,21 @@ impl Core {
         Self {
             engine: Engine::open(now, options, recovered),
             store,
+            replies_wait: true,
             sealed: group,
             durable: group,
             waiting: BTreeMap::new(),
             undurable: BTreeMap::new(),
             undurable_bytes: 0,
         }
+    }
+
+    /// Lets replies leave before their groups are durable: what was answered ok since the last sync
+    /// can be lost.
+    #[must_use]
+    pub fn answering_before_sync(mut self) -> Self {
+        self.replies_wait = false;
+        self
     }
 
     /// Applies a command and returns what may leave at once; the rest leaves by
@@ -144,7 +155,7 @@ impl Core {
         let Outcome { replies, notices, session } = outcome;
         let mut released = Released { replies: Vec::new(), notices, session };
         for reply in replies {
-            if reply.after <= self.durable {
+            if reply.after <= self.durable || !self.replies_wait {
                 released.replies.push(reply);
             } else {
                 self.waiting.entry(reply.after).or_default().push(reply);
@@ -155,7 +166,7 @@ impl Core {
 
     /// Whether somebody waits for a sync.
     pub fn is_awaited(&self) -> bool {
-        self.engine.is_awaited() || !self.waiting.is_empty()
+        self.replies_wait && self.engine.is_awaited() || !self.waiting.is_empty()
     }
 
     /// Whether there is anything that is not durable.

@@ -16,6 +16,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use foldhash::fast::RandomState;
@@ -65,6 +66,10 @@ pub struct Shard {
     /// Told when the store has failed.
     fatal: CancellationToken,
     failure: Mutex<Option<StoreError>>,
+    /// Changes that nobody waits for are durable at the latest after this time.
+    unawaited_sync_after: Duration,
+    /// A checkpoint is made at the latest so long after the last one.
+    checkpoint_every: Duration,
 }
 
 #[derive(Debug)]
@@ -78,6 +83,24 @@ struct Inner {
     is_stopping: bool,
 }
 
+/// How long a shard may put things off.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Changes that nobody waits for are durable at the latest after this time. Default 20 ms.
+    pub unawaited_sync_after: Duration,
+    /// A checkpoint is made at the latest so long after the last one. Default 5 s.
+    pub checkpoint_every: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            unawaited_sync_after: Duration::from_millis(20),
+            checkpoint_every: Duration::from_secs(5),
+        }
+    }
+}
+
 /// Replies and notices with where they go.
 #[derive(Debug, Default)]
 struct Delivery {
@@ -87,7 +110,7 @@ struct Delivery {
 
 impl Shard {
     /// A shard over an open core. Its threads are started by [`Shard::start`].
-    pub fn new(core: Core, clock: Clock, fatal: CancellationToken) -> Self {
+    pub fn new(core: Core, clock: Clock, fatal: CancellationToken, pace: &Pace) -> Self {
         let store = Arc::clone(core.store());
         Self {
             inner: Mutex::new(Inner {
@@ -106,6 +129,8 @@ impl Shard {
             store,
             fatal,
             failure: Mutex::new(None),
+            unawaited_sync_after: pace.unawaited_sync_after,
+            checkpoint_every: pace.checkpoint_every,
         }
     }
 

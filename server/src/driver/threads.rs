@@ -11,14 +11,8 @@ use crate::{
     tasks::{OnPanic, Tasks},
 };
 
-/// Changes that nobody waits for are durable at the latest after this time.
-const UNAWAITED_SYNC_AFTER: Duration = Duration::from_millis(20);
-
 /// How long the checkpoint thread sleeps between two looks.
 const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// A checkpoint is made at the latest so long after the last one.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 
 /// Slices of due things that one turn of the timer does before others get the lock.
 const TICKS_MAX: usize = 16;
@@ -82,7 +76,7 @@ impl Shard {
                 inner = self.dirty.wait(inner).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = self.dirty.wait_timeout(inner, UNAWAITED_SYNC_AFTER);
+            let waited = self.dirty.wait_timeout(inner, self.unawaited_sync_after);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             inner = guard;
             if timeout.timed_out() {
@@ -118,7 +112,7 @@ impl Shard {
     fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
         let mut since = Stopwatch::start();
         while !is_stopping() && !self.has_failed() {
-            if !self.store.checkpoint_due(since.elapsed() >= CHECKPOINT_EVERY) {
+            if !self.store.checkpoint_due(since.elapsed() >= self.checkpoint_every) {
                 std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
                 continue;
             }
