@@ -48,7 +48,10 @@ impl Connections {
         let all = self.lock();
         let outboxes = all.values().map(|presence| &presence.outbox);
         outboxes.fold((0, 0), |(requests, bytes), outbox| {
-            (requests + outbox.unanswered(), bytes + outbox.unsent_bytes())
+            (
+                requests + outbox.unanswered(),
+                bytes + outbox.unsent_bytes(),
+            )
         })
     }
 
@@ -146,10 +149,12 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
         let id = ConnectionId(next);
         next += 1;
         let (task, addresses) = (Arc::clone(&shared), Arc::clone(&addresses));
-        shared.tasks.spawn("session", OnPanic::Continue, async move {
-            session::serve(task, stream, peer, id).await;
-            addresses.leave(peer.ip());
-        });
+        shared
+            .tasks
+            .spawn("session", OnPanic::Continue, async move {
+                session::serve(task, stream, peer, id).await;
+                addresses.leave(peer.ip());
+            });
     }
 }
 

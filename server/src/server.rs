@@ -23,7 +23,7 @@ use crate::{
     driver::{Core, Pace, Shard, Shards, SharedNamespace},
     listener::{self, Connections},
     session::Patience,
-    store::{Store, StoreError, StoreOptions},
+    store::{Store, StoreError, StoreOptions, log::LogOptions},
     tasks::{OnPanic, Periodic, Tasks},
 };
 
@@ -63,11 +63,16 @@ impl Shared {
     }
 
     fn look_at_space(&self) {
-        let Some(free) = FreeSpace::of(&self.data_dir) else { return };
+        let Some(free) = FreeSpace::of(&self.data_dir) else {
+            return;
+        };
         let is_short = free.is_below_floor();
         if self.is_short_of_space.swap(is_short, Ordering::AcqRel) != is_short {
             match is_short {
-                true => tracing::warn!(free_bytes = free.free, "the disk is nearly full: pushes are refused"),
+                true => tracing::warn!(
+                    free_bytes = free.free,
+                    "the disk is nearly full: pushes are refused"
+                ),
                 false => tracing::info!(free_bytes = free.free, "the disk has room again"),
             }
         }
@@ -85,12 +90,15 @@ impl FreeSpace {
     fn of(path: &Path) -> Option<Self> {
         let stat = rustix::fs::statvfs(path).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Some(Self { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
+        Some(Self {
+            free: bytes(stat.f_bavail),
+            total: bytes(stat.f_blocks),
+        })
     }
 
     /// Pushes are refused below max(256 MiB, min(5 %, 4 GiB)).
     fn is_below_floor(&self) -> bool {
-        self.free < (self.total / 20).min(4 << 30).max(256 << 20)
+        self.free < (self.total / 20).clamp(256 << 20, 4 << 30)
     }
 }
 
@@ -99,7 +107,11 @@ static PERIODIC: [Periodic<Arc<Shared>>; 2] = [
     Periodic {
         name: "sweep_connections",
         every: Duration::from_secs(1),
-        run: |shared| shared.connections.sweep(shared.clock.now().mono, &shared.patience),
+        run: |shared| {
+            shared
+                .connections
+                .sweep(shared.clock.now().mono, &shared.patience);
+        },
     },
     Periodic {
         name: "look_at_space",
@@ -170,7 +182,10 @@ pub enum ServeError {
 impl ServeError {
     /// Whether the store is to blame: the process exits with 74 then.
     pub fn is_storage(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Open { .. } | Self::DataDir { .. })
+        matches!(
+            self,
+            Self::Store(_) | Self::Open { .. } | Self::DataDir { .. }
+        )
     }
 }
 
@@ -198,7 +213,10 @@ impl Server {
         for shard in shards.iter() {
             shard.start(&tasks).map_err(ServeError::Thread)?;
         }
-        let bind = |source| ServeError::Listen { address: config.listen, source };
+        let bind = |source| ServeError::Listen {
+            address: config.listen,
+            source,
+        };
         let listener = listener::bind(config.listen).map_err(bind)?;
         let listen = listener.local_addr().map_err(bind)?;
         recovered.recovery_ms = u64::try_from(opening.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -209,7 +227,7 @@ impl Server {
             tasks,
             tokens: Tokens::new(&config.auth.token)?,
             secret,
-            limits: config.announced(),
+            limits: config.limits.announced(),
             hello_bytes_max: limits.hello_bytes_max.bytes(),
             connections: Connections::default(),
             connections_max: usize::try_from(limits.connections_max).unwrap_or(usize::MAX),
@@ -228,9 +246,19 @@ impl Server {
         });
         shared.look_at_space();
         shared.tasks.spawn_periodic(&shared, &PERIODIC);
-        shared.tasks.spawn("listener", OnPanic::Stop, listener::run(Arc::clone(&shared), listener));
+        shared.tasks.spawn(
+            "listener",
+            OnPanic::Stop,
+            listener::run(Arc::clone(&shared), listener),
+        );
         let drain_timeout = config.drain_timeout.duration();
-        Ok(Self { shared, listen, recovered, fatal, drain_timeout })
+        Ok(Self {
+            shared,
+            listen,
+            recovered,
+            fatal,
+            drain_timeout,
+        })
     }
 
     /// The address that clients connect to.
@@ -265,7 +293,11 @@ impl Server {
         self.shared.closed_to_new.cancel();
         let answered = async {
             loop {
-                let dirty = self.shared.shards.iter().any(|shard| shard.look(Core::is_dirty));
+                let dirty = self
+                    .shared
+                    .shards
+                    .iter()
+                    .any(|shard| shard.look(Core::is_dirty));
                 let (_, unsent) = self.shared.connections.outstanding();
                 if !dirty && unsent == 0 {
                     return;
@@ -312,15 +344,24 @@ fn open_shards(
     clock: &Clock,
     fatal: &CancellationToken,
 ) -> Result<(Shards, ServerSecret, RecoveredCounts), ServeError> {
-    let data_dir = |source| ServeError::DataDir { path: config.data_dir.clone(), source };
+    let data_dir = |source| ServeError::DataDir {
+        path: config.data_dir.clone(),
+        source,
+    };
     make_private_dir(&config.data_dir).map_err(data_dir)?;
     let existing = existing_shards(&config.data_dir).map_err(data_dir)?;
     let numbers: BTreeSet<u16> = existing.into_iter().chain(0..config.shards).collect();
-    let mut counts = RecoveredCounts { shards: numbers.len(), ..RecoveredCounts::default() };
+    let mut counts = RecoveredCounts {
+        shards: numbers.len(),
+        ..RecoveredCounts::default()
+    };
     let (mut shards, mut secret) = (Vec::new(), None);
     for number in numbers {
         let path = shard_dir(&config.data_dir, number);
-        let open = |source| ServeError::Open { path: path.clone(), source };
+        let open = |source| ServeError::Open {
+            path: path.clone(),
+            source,
+        };
         let (store, recovered) =
             Store::open_dir(&path, &store_options(config, number)).map_err(open)?;
         let key = *secret.get_or_insert_with(|| store.secret());
@@ -338,8 +379,10 @@ fn open_shards(
         core.seal(now).map_err(open)?;
         let durable = core.store().sync().map_err(open)?;
         core.synced(durable);
-        let mut pace =
-            Pace { checkpoint_every: config.store.checkpoint_interval.duration(), ..Pace::default() };
+        let mut pace = Pace {
+            checkpoint_every: config.store.checkpoint_interval.duration(),
+            ..Pace::default()
+        };
         if let Sync::Interval(interval) = config.sync {
             pace.unawaited_sync_after = Duration::from_millis(interval.0);
             core = core.answering_before_sync();
@@ -352,20 +395,24 @@ fn open_shards(
 }
 
 fn store_options(config: &Config, shard: u16) -> StoreOptions {
-    let mut options = StoreOptions::default();
-    options.shard = shard;
-    options.cache_bytes = config.store.cache_bytes.0;
-    options.log.segment_bytes = config.store.log_segment_bytes.0;
-    options.overlay_bytes_max = config.store.overlay_bytes_max.bytes();
-    options.checkpoint_bytes = config.store.checkpoint_bytes.0;
-    options
+    StoreOptions {
+        shard,
+        cache_bytes: config.store.cache_bytes.0,
+        log: LogOptions {
+            segment_bytes_max: config.store.log_segment_bytes.0,
+            ..LogOptions::default()
+        },
+        overlay_bytes_max: config.store.overlay_bytes_max.bytes(),
+        checkpoint_bytes: config.store.checkpoint_bytes.0,
+        ..StoreOptions::default()
+    }
 }
 
 fn engine_options(config: &Config, shard: u16, key: [u8; 32]) -> Options {
     let [a, b, c, d, e, f, g, h, ..] = key;
     Options {
         shard,
-        limits: config.announced(),
+        limits: config.limits.announced(),
         heads: HeadBudget {
             heads_max: usize::try_from(config.heads.count_max).unwrap_or(usize::MAX),
             bytes_max: config.heads.payload_bytes_max.bytes(),
@@ -378,7 +425,14 @@ fn engine_options(config: &Config, shard: u16, key: [u8; 32]) -> Options {
 /// The namespaces that a shard's store has.
 fn namespaces(recovered: &Recovered) -> BTreeSet<NamespaceName> {
     let queues = recovered.queues.iter().map(|queue| queue.namespace.clone());
-    queues.chain(recovered.sessions.iter().map(|session| session.namespace.clone())).collect()
+    queues
+        .chain(
+            recovered
+                .sessions
+                .iter()
+                .map(|session| session.namespace.clone()),
+        )
+        .collect()
 }
 
 fn shard_dir(data_dir: &Path, shard: u16) -> PathBuf {
@@ -398,5 +452,8 @@ fn existing_shards(data_dir: &Path) -> std::io::Result<Vec<u16>> {
 /// Makes the directory, for its owner alone.
 fn make_private_dir(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }

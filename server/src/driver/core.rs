@@ -132,7 +132,9 @@ impl Core {
         let mut released = Released::default();
         if self.engine.awaits_durable(durable) {
             let command = Command::Durable(durable);
-            let outcome = self.engine.apply(Now::default(), command, &Facts::default());
+            let outcome = self
+                .engine
+                .apply(Now::default(), command, &Facts::default());
             let answered = self.release(outcome);
             released.replies.extend(answered.replies);
             released.notices.extend(answered.notices);
@@ -148,12 +150,23 @@ impl Core {
     /// Holds a reply back until everything that was sealed so far is durable.
     pub fn defer(&mut self, mut reply: Reply) -> Released {
         reply.after = self.sealed;
-        self.release(Outcome { replies: vec![reply], ..Outcome::default() })
+        self.release(Outcome {
+            replies: vec![reply],
+            ..Outcome::default()
+        })
     }
 
     fn release(&mut self, outcome: Outcome) -> Released {
-        let Outcome { replies, notices, session } = outcome;
-        let mut released = Released { replies: Vec::new(), notices, session };
+        let Outcome {
+            replies,
+            notices,
+            session,
+        } = outcome;
+        let mut released = Released {
+            replies: Vec::new(),
+            notices,
+            session,
+        };
         for reply in replies {
             if reply.after <= self.durable || !self.replies_wait {
                 released.replies.push(reply);

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     core::{Core, Released},
     outbox::Outbox,
-    shards::Shards,
+    shards::{Shards, SharedNamespace},
 };
 use crate::{
     clock::Clock,
@@ -136,12 +136,17 @@ impl Shard {
 
     /// Replies to this connection go there from now on.
     pub fn attach(&self, outbox: &Arc<Outbox>) {
-        self.lock().outboxes.insert(outbox.connection(), Arc::clone(outbox));
+        self.lock()
+            .outboxes
+            .insert(outbox.connection(), Arc::clone(outbox));
     }
 
     /// A connection is gone.
     pub fn detach(&self, connection: ConnectionId, session: Option<ganger_protocol::SessionId>) {
-        let command = Command::Detach { connection, session };
+        let command = Command::Detach {
+            connection,
+            session,
+        };
         self.submit([command]);
         self.lock().outboxes.remove(&connection);
     }
@@ -211,7 +216,11 @@ impl Shard {
         let now = self.clock.now();
         let mut delivery = Delivery::default();
         let mut inner = self.lock();
-        let reply = Reply { caller, after: Default::default(), result: page.map(ReplyBody::Jobs) };
+        let reply = Reply {
+            caller,
+            after: Default::default(),
+            result: page.map(ReplyBody::Jobs),
+        };
         let released = inner.core.defer(reply);
         inner.route(released, &mut delivery);
         self.after_apply(&mut inner, now);
@@ -234,19 +243,31 @@ impl Shard {
             }
             number
         };
-        let after = list.cursor.as_deref().map(|text| cursor::read(text, number)).transpose()?;
+        let after = list
+            .cursor
+            .as_deref()
+            .map(|text| cursor::read(text, number))
+            .transpose()?;
         let limit = usize::try_from(list.limit).unwrap_or(usize::MAX);
-        let page = self.store.closed_page(number, JobState::Dead, after, list.newest_first, limit);
+        let page = self
+            .store
+            .closed_page(number, JobState::Dead, after, list.newest_first, limit);
         let records = page.map_err(|error| self.fail(error))?;
-        let cursor = records.last().filter(|_| records.len() == limit).map(|last| {
-            cursor::write(&Closed {
-                queue: number,
-                state: JobState::Dead,
-                at: last.closed_at.unwrap_or_default(),
-                job: last.id,
-            })
-        });
-        let jobs = records.iter().filter_map(|record| record.view(list.queue.clone())).collect();
+        let cursor = records
+            .last()
+            .filter(|_| records.len() == limit)
+            .map(|last| {
+                cursor::write(&Closed {
+                    queue: number,
+                    state: JobState::Dead,
+                    at: last.closed_at.unwrap_or_default(),
+                    job: last.id,
+                })
+            });
+        let jobs = records
+            .iter()
+            .filter_map(|record| record.view(list.queue.clone()))
+            .collect();
         Ok(JobsReply { jobs, cursor })
     }
 
@@ -254,7 +275,10 @@ impl Shard {
     fn fail(&self, error: StoreError) -> WireError {
         tracing::error!(%error, "the store failed; nothing is acknowledged any more");
         let message = format!("the store failed: {error}");
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
         self.fatal.cancel();
         self.dirty.notify_all();
         WireError::new(ganger_protocol::ErrorCode::Unavailable, message)
@@ -266,7 +290,10 @@ impl Shard {
 
     /// Why the store failed, once it has.
     pub fn take_failure(&self) -> Option<StoreError> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Looks at the engine.
@@ -305,7 +332,10 @@ impl Delivery {
     fn send(self, now: Mono) {
         let mut touched: Vec<Arc<Outbox>> = Vec::new();
         let touch = |outbox: Arc<Outbox>, touched: &mut Vec<Arc<Outbox>>| {
-            if !touched.last().is_some_and(|last| Arc::ptr_eq(last, &outbox)) {
+            if !touched
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, &outbox))
+            {
                 touched.push(outbox);
             }
         };
@@ -342,10 +372,11 @@ mod cursor {
     }
 
     pub(super) fn read(text: &str, queue: QueueNumber) -> Result<Closed, WireError> {
-        let refused = || {
-            WireError::bad_request("cursor", "the cursor is not one that this list has given")
-        };
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_not_ours| refused())?;
+        let refused =
+            || WireError::bad_request("cursor", "the cursor is not one that this list has given");
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_not_ours| refused())?;
         let (number, rest) = bytes.split_first_chunk().ok_or_else(refused)?;
         let (at, job) = rest.split_first_chunk().ok_or_else(refused)?;
         let job: [u8; JobId::BYTES] = job.try_into().map_err(|_not_ours| refused())?;

@@ -58,7 +58,10 @@ impl Outbox {
 
     /// Bytes that the socket has not taken yet.
     pub fn unsent_bytes(&self) -> usize {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.buffer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Since when the socket has taken nothing; `None`: it takes.
@@ -72,7 +75,10 @@ impl Outbox {
     /// Appends a reply. Nothing is sent before [`Outbox::flush`].
     pub fn reply(&self, reply: Reply) {
         self.unanswered.fetch_sub(1, Ordering::AcqRel);
-        let reply = response::Reply { id: reply.caller.request, result: reply.result };
+        let reply = response::Reply {
+            id: reply.caller.request,
+            result: reply.result,
+        };
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = reply.encode(&mut buffer) {
             tracing::error!(connection = self.connection.0, %error, "a reply could not be encoded");

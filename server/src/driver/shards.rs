@@ -41,12 +41,19 @@ impl Shards {
         for (second, (shard, namespaces)) in shards.into_iter().enumerate() {
             for namespace in namespaces {
                 if let Some(first) = homes.insert(namespace.clone(), second) {
-                    return Err(SharedNamespace { namespace, first, second });
+                    return Err(SharedNamespace {
+                        namespace,
+                        first,
+                        second,
+                    });
                 }
             }
             all.push(shard);
         }
-        Ok(Self { shards: all, homes: Mutex::new(homes) })
+        Ok(Self {
+            shards: all,
+            homes: Mutex::new(homes),
+        })
     }
 
     /// The shard of a namespace. A new one goes where the fewest are.

@@ -73,7 +73,10 @@ impl Shard {
             }
             inner.sync_is_idle = true;
             if !is_dirty {
-                inner = self.dirty.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                inner = self
+                    .dirty
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let waited = self.dirty.wait_timeout(inner, self.unawaited_sync_after);
@@ -103,7 +106,11 @@ impl Shard {
         let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
         drop(inner);
         delivery.send(self.clock.now().mono);
-        if is_relieved && self.is_congested.swap(false, std::sync::atomic::Ordering::AcqRel) {
+        if is_relieved
+            && self
+                .is_congested
+                .swap(false, std::sync::atomic::Ordering::AcqRel)
+        {
             self.room.notify_waiters();
         }
         Ok(true)
@@ -112,7 +119,10 @@ impl Shard {
     fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
         let mut since = Stopwatch::start();
         while !is_stopping() && !self.has_failed() {
-            if !self.store.checkpoint_due(since.elapsed() >= self.checkpoint_every) {
+            if !self
+                .store
+                .checkpoint_due(since.elapsed() >= self.checkpoint_every)
+            {
                 std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
                 continue;
             }
@@ -132,7 +142,8 @@ impl Shard {
         loop {
             for _ in 0..TICKS_MAX {
                 let is_due = self.look(|core| {
-                    core.next_wakeup(self.clock.now()).is_some_and(|wait| wait.0 == 0)
+                    core.next_wakeup(self.clock.now())
+                        .is_some_and(|wait| wait.0 == 0)
                 });
                 if !is_due {
                     break;

@@ -96,7 +96,11 @@ impl Presence {
         if !self.is_open.load(Ordering::Acquire) {
             return passed(self.opened_at, patience.hello).then_some("no hello in time");
         }
-        if self.outbox.blocked_since().is_some_and(|since| passed(since, patience.write_stall)) {
+        if self
+            .outbox
+            .blocked_since()
+            .is_some_and(|since| passed(since, patience.write_stall))
+        {
             return Some("its replies are not read");
         }
         let begun = Mono(self.begun_at.load(Ordering::Acquire));
@@ -124,7 +128,13 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         shared.connections.leave(id);
         return;
     };
-    let mut session = Session { shared, presence, peer, nonce, stage: Stage::Greeted };
+    let mut session = Session {
+        shared,
+        presence,
+        peer,
+        nonce,
+        stage: Stage::Greeted,
+    };
     session.run(reader).await;
     session.end();
 }
@@ -305,7 +315,12 @@ impl Session {
         Ok(())
     }
 
-    async fn perform(&mut self, id: u64, operation: Operation, commands: &mut Vec<Command>) -> Then {
+    async fn perform(
+        &mut self,
+        id: u64,
+        operation: Operation,
+        commands: &mut Vec<Command>,
+    ) -> Then {
         let opened = match &mut self.stage {
             Stage::Open(opened) => opened,
             Stage::Greeted => {
@@ -315,7 +330,10 @@ impl Session {
                 };
             }
         };
-        let caller = Caller { connection: self.presence.outbox.connection(), request: id };
+        let caller = Caller {
+            connection: self.presence.outbox.connection(),
+            request: id,
+        };
         let origin = opened.origin(caller, &self.shared);
         match operation {
             Operation::DeadList(list) => {
@@ -350,9 +368,14 @@ impl Session {
             self.answer(id, Err(error));
             return Then::Close;
         }
-        let is_producer_new = hello.producer.as_ref().is_some_and(|producer| producer.id.is_none());
+        let is_producer_new = hello
+            .producer
+            .as_ref()
+            .is_some_and(|producer| producer.id.is_none());
         let client = hello.client.clone();
-        let Ok(fresh) = auth::random() else { return Then::Close };
+        let Ok(fresh) = auth::random() else {
+            return Then::Close;
+        };
         let terms = Terms {
             tokens: &self.shared.tokens,
             secret: &self.shared.secret,
@@ -386,8 +409,16 @@ impl Session {
     }
 
     fn open(&mut self, id: u64, accepted: Accepted, is_producer_new: bool) -> Then {
-        let Accepted { v, identity, namespace, session, producer } = accepted;
-        let Some(shard) = self.shared.shards.home(&namespace) else { return Then::Close };
+        let Accepted {
+            v,
+            identity,
+            namespace,
+            session,
+            producer,
+        } = accepted;
+        let Some(shard) = self.shared.shards.home(&namespace) else {
+            return Then::Close;
+        };
         shard.attach(&self.presence.outbox);
         let mut opened = Opened {
             shard: Arc::clone(&shard),
@@ -400,7 +431,13 @@ impl Session {
         let connection = self.presence.outbox.connection();
         let mut reply = None;
         if let Some(hello) = session {
-            let origin = opened.origin(Caller { connection, request: id }, &self.shared);
+            let origin = opened.origin(
+                Caller {
+                    connection,
+                    request: id,
+                },
+                &self.shared,
+            );
             let Some(session) = shard.submit([Command::OpenSession { origin, hello }]) else {
                 return Then::Close;
             };
@@ -419,7 +456,9 @@ impl Session {
             limits: self.shared.limits,
             server_time: self.shared.clock.now().wall,
             session: reply,
-            producer: opened.producer.map(|producer| self.shared.secret.producer_text(producer)),
+            producer: opened
+                .producer
+                .map(|producer| self.shared.secret.producer_text(producer)),
         };
         self.stage = Stage::Open(Box::new(opened));
         self.presence.is_open.store(true, Ordering::Release);
@@ -467,9 +506,17 @@ impl Session {
 impl Opened {
     fn origin(&self, caller: Caller, shared: &Shared) -> Origin {
         let producer = self.producer.map(|producer| match self.is_producer_new {
-            true => Producer { made_at: shared.clock.now().wall, ..producer },
+            true => Producer {
+                made_at: shared.clock.now().wall,
+                ..producer
+            },
             false => producer,
         });
-        Origin { caller, namespace: self.namespace.clone(), session: self.session, producer }
+        Origin {
+            caller,
+            namespace: self.namespace.clone(),
+            session: self.session,
+            producer,
+        }
     }
 }
