@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example push -- ganger://localhost`
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use ganger_client::{Client, ClientOptions, Error, Job};
 use serde::Serialize;
 

@@ -3,6 +3,8 @@
 //!
 //! `cargo run --example schedule -- ganger://localhost`
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use ganger_client::{Client, ClientOptions, Job};

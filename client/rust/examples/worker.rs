@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example worker -- ganger://localhost`
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::time::Duration;
 
 use ganger_client::{ClientOptions, Context, Failure, LeasedJob, Worker, shutdown_on_signals};
