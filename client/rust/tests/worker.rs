@@ -259,9 +259,12 @@ async fn a_quiet_worker_finishes_and_takes_no_more() {
     let (id, asked) = peer.fetch().await;
     peer.granted(id, &asked, vec![granted(1, "k")]).await;
     peer.notice(&Notice::Quiet {}).await;
+    // By the second heartbeat the worker has heard of it.
     tokio::time::pause();
-    let request = peer.expect("heartbeat").await;
-    peer.pulse(request.id).await;
+    for _ in 0..2 {
+        let request = peer.expect("heartbeat").await;
+        peer.pulse(request.id).await;
+    }
     tokio::time::resume();
     gate.add_permits(1);
     let request = peer.expect("ack").await;

@@ -111,9 +111,16 @@ impl<'a> Run<'a> {
             let wake_at = self.wake_at(now);
             let is_asked_to_stop = matches!(self.phase, Phase::Fetching | Phase::Quiet);
             tokio::select! {
-                Some(ended) = self.handlers.join_next_with_id() => self.ended_all(ended).await,
+                Some(ended) = self.handlers.join_next_with_id() => {
+                    self.ended(ended);
+                    self.ended_by_now().await;
+                }
                 (outstanding, answer) = next_answer(&mut self.outstanding) => {
+                    let handlers = self.handlers.len();
                     self.answered(outstanding, answer);
+                    if self.handlers.len() > handlers {
+                        self.ended_by_now().await;
+                    }
                 }
                 Some(event) = self.events.recv() => self.told(event),
                 () = shutdown.cancelled(), if is_asked_to_stop => self.drain(),
@@ -312,9 +319,8 @@ impl<'a> Run<'a> {
     }
 
     /// Takes over everything that has ended, so that it travels together.
-    async fn ended_all(&mut self, first: Result<(Id, Result<(), Failure>), JoinError>) {
-        self.ended(first);
-        // Short handlers that were started together end together.
+    async fn ended_by_now(&mut self) {
+        // Short handlers that were started together end together, and at once.
         tokio::task::yield_now().await;
         while let Some(next) = self.handlers.try_join_next_with_id() {
             self.ended(next);
