@@ -236,7 +236,7 @@ impl Connection {
     /// and the reading of a socket into a buffer are, and readiness and timers hold nothing.
     async fn serve(&mut self, mut opened: Opened) -> Result<std::convert::Infallible, Ended> {
         let now = Instant::now();
-        let silence_max = self.opened(&opened.hello);
+        let silence_max = self.opened(&opened.hello, now);
         let limit = opened.hello.limits.frame_bytes_max.max(FRAME_BYTES_MAX);
         let (mut reader, writer) = opened.stream.split();
         let mut inbox = opened.inbox;
@@ -341,9 +341,9 @@ impl Connection {
 
     /// A connection is open: what the session and the producer became, and what to send again.
     /// Returns how long the session may be silent.
-    fn opened(&mut self, hello: &HelloReply) -> Option<Duration> {
+    fn opened(&mut self, hello: &HelloReply, now: Instant) -> Option<Duration> {
         self.redirects = 0;
-        self.table.connected(hello);
+        self.table.connected(hello, now);
         if let Some(reply) = &hello.session {
             let resumed = self.session.as_ref().map(|session| session.id) == Some(reply.id);
             let lost = if resumed {
@@ -374,7 +374,7 @@ impl Connection {
 
     fn greeting(&self) -> Greeting {
         let producer = self.options.producer.then(|| ProducerHello {
-            id: self.table.producer().map(str::to_owned),
+            id: self.table.producer(Instant::now()).map(str::to_owned),
         });
         let session = self.options.session.as_ref().map(|asked| SessionHello {
             resume: self.session.as_ref().map(|session| Resume {
@@ -392,7 +392,7 @@ impl Connection {
         let ConnectError::Refused(error) = error else {
             return false;
         };
-        if error.code == ErrorCode::UnknownProducer && self.table.producer().is_some() {
+        if error.code == ErrorCode::UnknownProducer && !self.table.is_producer_unknown() {
             self.table.producer_unknown();
             return true;
         }

@@ -26,6 +26,10 @@ use crate::error::{ConnectError, Error, Unknown};
 /// The id of the `hello` of every connection.
 pub(crate) const HELLO_ID: u64 = 1;
 
+/// How long a producer without unanswered pushes is gone on with. The server forgets one after a day
+/// and could then not tell a first push from a repeated one.
+const PRODUCER_IDLE_MAX: Duration = Duration::from_secs(3600);
+
 /// A request on its way to the table.
 #[derive(Debug)]
 pub(crate) struct Ask {
@@ -93,6 +97,8 @@ struct Producer {
     unanswered: BTreeSet<u64>,
     /// How many numbers the server remembers, counted from the oldest unanswered one.
     window: u64,
+    /// When it was last given a number, or made.
+    used_at: Option<Instant>,
     /// Whether the server has said that it does not know the id.
     unknown: bool,
 }
@@ -119,6 +125,7 @@ impl InFlight {
                 next_seq: 1,
                 unanswered: BTreeSet::new(),
                 window,
+                used_at: None,
                 unknown: false,
             },
             held: BTreeMap::new(),
@@ -225,12 +232,12 @@ impl InFlight {
 
     /// A connection is open. Everything unanswered is sent again in its order, the pushes under
     /// their old numbers if this is still the same producer; else nobody knows what became of them.
-    pub(crate) fn connected(&mut self, hello: &HelloReply) {
+    pub(crate) fn connected(&mut self, hello: &HelloReply, now: Instant) {
         self.frame_bytes_max = hello.limits.frame_bytes_max;
         self.has_session = hello.session.is_some();
         self.session_unknown = false;
-        if self.producer.id != hello.producer {
-            self.producer.replace(hello.producer.clone());
+        if self.producer.unknown || self.producer.id != hello.producer {
+            self.producer.replace(hello.producer.clone(), now);
             self.forget_numbers();
         }
         self.connected = true;
@@ -261,11 +268,12 @@ impl InFlight {
     }
 
     /// The producer to go on with; none asks for a new one.
-    pub(crate) fn producer(&self) -> Option<&str> {
-        self.producer
-            .id
-            .as_deref()
-            .filter(|_| !self.producer.unknown)
+    pub(crate) fn producer(&self, now: Instant) -> Option<&str> {
+        let producer = &self.producer;
+        let is_recent = |used_at| now.duration_since(used_at) < PRODUCER_IDLE_MAX;
+        let is_needed = !producer.unanswered.is_empty() || producer.used_at.is_some_and(is_recent);
+        let id = producer.id.as_deref();
+        id.filter(|_| is_needed && !producer.unknown)
     }
 
     /// Whether this connection cannot number pushes any more.
@@ -412,7 +420,7 @@ impl InFlight {
             self.entries.remove(&id);
             return;
         }
-        self.producer.number(&mut entry.request.operation);
+        self.producer.number(&mut entry.request.operation, now);
         let start = buffer.len();
         let encoded = entry.request.encode(buffer);
         let bytes = (buffer.len() - start).saturating_sub(HEADER_BYTES);
@@ -639,7 +647,7 @@ impl Producer {
     }
 
     /// Gives a push its number, once.
-    fn number(&mut self, operation: &mut Operation) {
+    fn number(&mut self, operation: &mut Operation, now: Instant) {
         if let Operation::Push(push) = operation
             && self.id.is_some()
             && push.seq.is_none()
@@ -647,6 +655,7 @@ impl Producer {
             push.seq = Some(self.next_seq);
             self.unanswered.insert(self.next_seq);
             self.next_seq += 1;
+            self.used_at = Some(now);
         }
     }
 
@@ -656,8 +665,9 @@ impl Producer {
         }
     }
 
-    fn replace(&mut self, id: Option<String>) {
+    fn replace(&mut self, id: Option<String>, now: Instant) {
         self.id = id;
+        self.used_at = Some(now);
         self.next_seq = 1;
         self.unanswered.clear();
         self.unknown = false;

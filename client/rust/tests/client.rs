@@ -548,6 +548,24 @@ async fn an_idle_connection_that_was_closed_is_made_again_only_when_needed() {
     join(pushed).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_producer_that_was_idle_for_long_is_replaced_before_the_server_forgets_it() {
+    let server = Server::start().await;
+    let connecting = tokio::spawn(Client::connect(server.options()));
+    let (peer, _) = server.open().await;
+    let client = join(connecting).await.unwrap();
+    drop(peer);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2 * 3600)).await;
+    tokio::time::resume();
+    let pushed = push(&client, "mail");
+    let (mut peer, hello) = server.open().await;
+    assert_eq!(hello.producer.unwrap().id, None);
+    let (id, _) = peer.push().await;
+    peer.pushed(id, &[job_id(1)]).await;
+    join(pushed).await.unwrap();
+}
+
 fn stats_reply() -> StatsReply {
     StatsReply {
         version: "0".to_owned(),
