@@ -109,6 +109,8 @@ enum Ended {
     Redirect(String),
     /// Pushes need a new producer, which only a new connection gives.
     Producer,
+    /// The session has ended, and only a new connection opens another.
+    Session,
 }
 
 impl<E: Into<ConnectError>> From<E> for Ended {
@@ -149,6 +151,12 @@ impl Connection {
             match ended {
                 Ended::Closed => break,
                 Ended::Producer => {}
+                Ended::Session => {
+                    self.forget_session();
+                    if !self.pause().await {
+                        break;
+                    }
+                }
                 Ended::Redirect(address) => self.redirect(&address),
                 Ended::Lost(error) => {
                     self.failed(error);
@@ -228,7 +236,7 @@ impl Connection {
     /// and the reading of a socket into a buffer are, and readiness and timers hold nothing.
     async fn serve(&mut self, mut opened: Opened) -> Result<std::convert::Infallible, Ended> {
         let now = Instant::now();
-        let silence_max = self.opened(&opened.hello);
+        let silence_max = self.opened(&opened.hello, now);
         let limit = opened.hello.limits.frame_bytes_max.max(FRAME_BYTES_MAX);
         let (mut reader, writer) = opened.stream.split();
         let mut inbox = opened.inbox;
@@ -249,6 +257,9 @@ impl Connection {
             }
             if self.table.is_producer_unknown() {
                 return Err(Ended::Producer);
+            }
+            if self.table.is_session_unknown() {
+                return Err(Ended::Session);
             }
             line.write(&mut self.table)?;
             let wake_at = [self.table.check_at(), line.heartbeat_at];
@@ -330,10 +341,9 @@ impl Connection {
 
     /// A connection is open: what the session and the producer became, and what to send again.
     /// Returns how long the session may be silent.
-    fn opened(&mut self, hello: &HelloReply) -> Option<Duration> {
+    fn opened(&mut self, hello: &HelloReply, now: Instant) -> Option<Duration> {
         self.redirects = 0;
-        let limit = hello.limits.frame_bytes_max;
-        self.table.connected(hello.producer.clone(), limit);
+        self.table.connected(hello, now);
         if let Some(reply) = &hello.session {
             let resumed = self.session.as_ref().map(|session| session.id) == Some(reply.id);
             let lost = if resumed {
@@ -364,7 +374,7 @@ impl Connection {
 
     fn greeting(&self) -> Greeting {
         let producer = self.options.producer.then(|| ProducerHello {
-            id: self.table.producer().map(str::to_owned),
+            id: self.table.producer(Instant::now()).map(str::to_owned),
         });
         let session = self.options.session.as_ref().map(|asked| SessionHello {
             resume: self.session.as_ref().map(|session| Resume {
@@ -382,16 +392,21 @@ impl Connection {
         let ConnectError::Refused(error) = error else {
             return false;
         };
-        if error.code == ErrorCode::UnknownProducer && self.table.producer().is_some() {
+        if error.code == ErrorCode::UnknownProducer && !self.table.is_producer_unknown() {
             self.table.producer_unknown();
             return true;
         }
-        if error.code == ErrorCode::NotFound && self.session.take().is_some() {
-            let lost = self.table.held();
-            self.lost(lost);
+        if error.code == ErrorCode::NotFound && self.session.is_some() {
+            self.forget_session();
             return true;
         }
         false
+    }
+
+    fn forget_session(&mut self) {
+        self.session = None;
+        let lost = self.table.held();
+        self.lost(lost);
     }
 
     fn failed(&mut self, error: ConnectError) {

@@ -14,7 +14,7 @@ use ganger_protocol::{
     frame::HEADER_BYTES,
     limits::FRAME_BYTES_MAX,
     request::{LeaseRef, Operation, Push, Release, ReleaseItem, Request},
-    response::{Body, FetchReply, HeartbeatReply, LeaseReply, LeaseResult},
+    response::{Body, FetchReply, HeartbeatReply, HelloReply, LeaseReply, LeaseResult},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -25,6 +25,10 @@ use crate::error::{ConnectError, Error, Unknown};
 
 /// The id of the `hello` of every connection.
 pub(crate) const HELLO_ID: u64 = 1;
+
+/// How long a producer without unanswered pushes is gone on with. The server forgets one after a day
+/// and could then not tell a first push from a repeated one.
+const PRODUCER_IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// A request on its way to the table.
 #[derive(Debug)]
@@ -64,6 +68,9 @@ pub(crate) struct InFlight {
     held: BTreeMap<LeaseId, JobId>,
     /// No entry is late before this time.
     check_at: Option<Instant>,
+    /// Whether there is a session, and the server has said that it does not know it.
+    has_session: bool,
+    session_unknown: bool,
     frame_bytes_max: usize,
 }
 
@@ -90,6 +97,8 @@ struct Producer {
     unanswered: BTreeSet<u64>,
     /// How many numbers the server remembers, counted from the oldest unanswered one.
     window: u64,
+    /// When it was last given a number, or made.
+    used_at: Option<Instant>,
     /// Whether the server has said that it does not know the id.
     unknown: bool,
 }
@@ -116,10 +125,13 @@ impl InFlight {
                 next_seq: 1,
                 unanswered: BTreeSet::new(),
                 window,
+                used_at: None,
                 unknown: false,
             },
             held: BTreeMap::new(),
             check_at: None,
+            has_session: false,
+            session_unknown: false,
             frame_bytes_max: FRAME_BYTES_MAX,
         }
     }
@@ -220,10 +232,12 @@ impl InFlight {
 
     /// A connection is open. Everything unanswered is sent again in its order, the pushes under
     /// their old numbers if this is still the same producer; else nobody knows what became of them.
-    pub(crate) fn connected(&mut self, producer: Option<String>, frame_bytes_max: usize) {
-        self.frame_bytes_max = frame_bytes_max;
-        if self.producer.id != producer {
-            self.producer.replace(producer);
+    pub(crate) fn connected(&mut self, hello: &HelloReply, now: Instant) {
+        self.frame_bytes_max = hello.limits.frame_bytes_max;
+        self.has_session = hello.session.is_some();
+        self.session_unknown = false;
+        if self.producer.unknown || self.producer.id != hello.producer {
+            self.producer.replace(hello.producer.clone(), now);
             self.forget_numbers();
         }
         self.connected = true;
@@ -254,16 +268,22 @@ impl InFlight {
     }
 
     /// The producer to go on with; none asks for a new one.
-    pub(crate) fn producer(&self) -> Option<&str> {
-        self.producer
-            .id
-            .as_deref()
-            .filter(|_| !self.producer.unknown)
+    pub(crate) fn producer(&self, now: Instant) -> Option<&str> {
+        let producer = &self.producer;
+        let is_recent = |used_at| now.duration_since(used_at) < PRODUCER_IDLE_MAX;
+        let is_needed = !producer.unanswered.is_empty() || producer.used_at.is_some_and(is_recent);
+        let id = producer.id.as_deref();
+        id.filter(|_| is_needed && !producer.unknown)
     }
 
     /// Whether this connection cannot number pushes any more.
     pub(crate) fn is_producer_unknown(&self) -> bool {
         self.producer.unknown
+    }
+
+    /// Whether the server has ended the session while the connection lived.
+    pub(crate) fn is_session_unknown(&self) -> bool {
+        self.session_unknown
     }
 
     /// Ends everything that waits: the server will not serve this client.
@@ -400,7 +420,7 @@ impl InFlight {
             self.entries.remove(&id);
             return;
         }
-        self.producer.number(&mut entry.request.operation);
+        self.producer.number(&mut entry.request.operation, now);
         let start = buffer.len();
         let encoded = entry.request.encode(buffer);
         let bytes = (buffer.len() - start).saturating_sub(HEADER_BYTES);
@@ -439,6 +459,16 @@ impl InFlight {
     }
 
     fn refused(&mut self, mut entry: Entry, error: WireError) {
+        if let Operation::Fetch(_) | Operation::Heartbeat(_) = &entry.request.operation
+            && self.has_session
+            && error.code == ErrorCode::NotFound
+        {
+            // The session has ended: the request is for the next one.
+            self.session_unknown = true;
+            entry.sent_at = None;
+            self.entries.insert(entry.request.id, entry);
+            return;
+        }
         let Operation::Push(_) = &entry.request.operation else {
             let unknown = !error.code.is_definite() && !is_repeatable(&entry.request.operation);
             entry.finish(Err(if unknown {
@@ -617,7 +647,7 @@ impl Producer {
     }
 
     /// Gives a push its number, once.
-    fn number(&mut self, operation: &mut Operation) {
+    fn number(&mut self, operation: &mut Operation, now: Instant) {
         if let Operation::Push(push) = operation
             && self.id.is_some()
             && push.seq.is_none()
@@ -625,6 +655,7 @@ impl Producer {
             push.seq = Some(self.next_seq);
             self.unanswered.insert(self.next_seq);
             self.next_seq += 1;
+            self.used_at = Some(now);
         }
     }
 
@@ -634,8 +665,9 @@ impl Producer {
         }
     }
 
-    fn replace(&mut self, id: Option<String>) {
+    fn replace(&mut self, id: Option<String>, now: Instant) {
         self.id = id;
+        self.used_at = Some(now);
         self.next_seq = 1;
         self.unanswered.clear();
         self.unknown = false;
