@@ -1,6 +1,7 @@
 //! One suite for every log, table and store: the same tests over the real ones and the doubles.
 
 mod model;
+mod roundtrip;
 mod samples;
 
 use std::{fs, path::Path};
@@ -12,7 +13,7 @@ use ganger_engine::{
 };
 use tempfile::TempDir;
 
-use self::samples::{head, head_of_group, job_id, run_key, run_of};
+use self::samples::{head, job_id, run_key, run_of};
 use super::{
     CheckpointProgress, Store, StoreError, StoreOptions,
     log::LogOptions,
