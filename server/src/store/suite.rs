@@ -1,10 +1,11 @@
 //! One suite for every log, table and store: the same tests over the real ones and the doubles.
 
+mod damage;
+mod directories;
 mod model;
+mod reads;
 mod roundtrip;
 mod samples;
-
-use std::{fs, path::Path};
 
 use ganger_engine::{
     change::{Change, Group},
@@ -15,9 +16,9 @@ use tempfile::TempDir;
 
 use self::samples::{head, job_id, run_key, run_of};
 use super::{
-    CheckpointProgress, Store, StoreError, StoreOptions,
+    CheckpointProgress, Store, StoreOptions,
     log::LogOptions,
-    memory::{Crash, Fault, MemoryDisk},
+    memory::{Crash, MemoryDisk},
 };
 
 /// Something a store can be opened on again and again.
