@@ -3,6 +3,7 @@
 mod damage;
 mod directories;
 mod model;
+mod parts;
 mod reads;
 mod roundtrip;
 mod samples;
