@@ -148,7 +148,7 @@ impl Store {
     }
 
     /// At most `max` rows of a span, as they are at one moment a page.
-    fn scan(&self, mut span: Span, max: usize) -> Result<Vec<(Key, Bytes)>, StoreError> {
+    pub(super) fn scan(&self, mut span: Span, max: usize) -> Result<Vec<(Key, Bytes)>, StoreError> {
         let mut rows = Vec::new();
         while rows.len() < max && !span.is_empty() {
             let wanted = (max - rows.len()).min(PAGE_ROWS);

@@ -1,9 +1,12 @@
 //! One suite for every log, table and store: the same tests over the real ones and the doubles.
 
+mod damage;
+mod directories;
 mod model;
+mod parts;
+mod reads;
+mod roundtrip;
 mod samples;
-
-use std::{fs, path::Path};
 
 use ganger_engine::{
     change::{Change, Group},
@@ -12,11 +15,11 @@ use ganger_engine::{
 };
 use tempfile::TempDir;
 
-use self::samples::{head, head_of_group, job_id, run_key, run_of};
+use self::samples::{head, job_id, run_key, run_of};
 use super::{
-    CheckpointProgress, Store, StoreError, StoreOptions,
+    CheckpointProgress, Store, StoreOptions,
     log::LogOptions,
-    memory::{Crash, Fault, MemoryDisk},
+    memory::{Crash, MemoryDisk},
 };
 
 /// Something a store can be opened on again and again.

@@ -3,9 +3,19 @@
 use std::sync::Arc;
 
 use ganger_engine::records::{
-    Content, Entry, GroupNumber, HeadRecord, Lane, PackedJob, Place, QueueNumber, Run, RunKey,
+    ACKS_PER_PART, Bits, Content, Entry, GroupNumber, HeadRecord, JobRecord, LEASES_PER_PART, Lane,
+    LeaseRecord, LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber,
+    QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
 };
-use ganger_protocol::{JobId, JobSpec, Timestamp};
+use ganger_protocol::{
+    DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
+    Timestamp,
+    ids::Tag,
+    job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueUntil},
+    response::Counters,
+    retry::Curve,
+};
+use proptest::prelude::*;
 
 pub(super) fn lane() -> Lane {
     Lane {
@@ -63,6 +73,374 @@ pub(super) fn head(seed: u64) -> HeadRecord {
     }
 }
 
-pub(super) fn head_of_group(number: GroupNumber) -> HeadRecord {
-    head(number.0)
+/// Any legal name.
+fn name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T>
+{
+    "[A-Za-z0-9._:-]{1,128}".prop_map(|text| text.parse().unwrap())
+}
+
+fn duration() -> impl Strategy<Value = DurationMs> {
+    any::<u64>().prop_map(DurationMs)
+}
+
+pub(super) fn timestamp() -> impl Strategy<Value = Timestamp> {
+    any::<u64>().prop_map(Timestamp)
+}
+
+pub(super) fn any_job_id() -> impl Strategy<Value = JobId> {
+    any::<[u8; JobId::BYTES]>().prop_map(JobId::from_bytes)
+}
+
+fn any_lane() -> impl Strategy<Value = Lane> {
+    (any::<u32>(), 0_u8..10, prop_oneof![Just(0), any::<u64>()]).prop_map(
+        |(queue, priority, lane)| Lane {
+            queue: QueueNumber(queue),
+            priority,
+            lane,
+        },
+    )
+}
+
+fn any_run_key() -> impl Strategy<Value = RunKey> {
+    (any_lane(), any::<u64>()).prop_map(|(lane, position)| RunKey { lane, position })
+}
+
+fn any_place() -> impl Strategy<Value = Place> {
+    (any_run_key(), any::<u8>()).prop_map(|(run, index)| Place { run, index })
+}
+
+pub(super) fn policy() -> impl Strategy<Value = RetryPolicy> {
+    (
+        prop::sample::select(vec![
+            Curve::Poly,
+            Curve::Exponential,
+            Curve::Fixed,
+            Curve::Table,
+        ]),
+        (duration(), duration(), duration()),
+        any::<u32>(),
+        any::<u32>(),
+        prop::collection::vec(duration(), 0..=64),
+    )
+        .prop_map(
+            |(curve, (base_ms, cap_ms, jitter_ms), factor, jitter_percent, table_ms)| RetryPolicy {
+                curve,
+                base_ms,
+                factor,
+                cap_ms,
+                jitter_ms,
+                jitter_percent,
+                table_ms,
+            },
+        )
+}
+
+fn unique() -> impl Strategy<Value = Unique> {
+    (
+        name::<Tag>(),
+        prop::sample::select(vec![
+            UniqueUntil::Start,
+            UniqueUntil::Success,
+            UniqueUntil::Settled,
+            UniqueUntil::Ttl,
+        ]),
+        prop::option::of(duration()),
+        prop::sample::select(vec![
+            OnConflict::Reject,
+            OnConflict::Existing,
+            OnConflict::Replace,
+        ]),
+    )
+        .prop_map(|(key, until, ttl_ms, on_conflict)| Unique {
+            key,
+            until,
+            ttl_ms,
+            on_conflict,
+        })
+}
+
+/// A content with any of its fields, those of later features too.
+pub(super) fn any_content() -> impl Strategy<Value = Content> {
+    let fields = (
+        name::<Kind>(),
+        prop::collection::vec(any::<u8>(), 0..3000),
+        prop::option::of("[ -~]{0,128}"),
+        prop::collection::btree_map("[a-zé]{0,40}", "[ -~]{0,200}", 0..5),
+        prop::option::of(any::<u32>()),
+        prop::option::of(policy()),
+        prop::option::of(duration()),
+    );
+    let later = (
+        prop::option::of(timestamp()),
+        prop::option::of(unique()),
+        prop::option::of(name::<Tag>()),
+        prop::collection::vec(name::<Tag>(), 0..=8),
+        prop::option::of(name::<Tag>()),
+        prop::collection::vec(name::<Tag>(), 0..4),
+        prop::option::of(duration()),
+    );
+    (fields, later).prop_map(|(fields, later)| {
+        let (kind, payload, content_type, headers, max_attempts, backoff, timeout_ms) = fields;
+        let (expires_at, unique, key, tags, batch, after, retain_ms) = later;
+        Content {
+            kind,
+            payload: payload.into(),
+            content_type: content_type.map(Arc::from),
+            headers,
+            max_attempts,
+            backoff: backoff.map(Box::new),
+            timeout_ms,
+            expires_at,
+            unique: unique.map(Box::new),
+            key,
+            tags,
+            batch,
+            after,
+            retain_ms,
+        }
+    })
+}
+
+pub(super) fn any_packed() -> impl Strategy<Value = PackedJob> {
+    (timestamp(), any_content(), any::<u16>(), any::<bool>()).prop_map(
+        |(pushed_at, content, parts, is_spilled)| PackedJob {
+            pushed_at,
+            spilled_parts: if is_spilled { parts.max(1) } else { 0 },
+            content: (!is_spilled).then(|| Arc::new(content)),
+        },
+    )
+}
+
+pub(super) fn any_run() -> impl Strategy<Value = Run> {
+    let entry = prop_oneof![
+        any_packed().prop_map(Entry::Job),
+        any_job_id().prop_map(Entry::Reference),
+    ];
+    prop::collection::vec(entry, 1..12).prop_map(|entries| Run { entries })
+}
+
+/// A record of a job with any of its fields, those of later features too.
+pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
+    let at = || prop::option::of(timestamp());
+    let standing = (
+        any_job_id(),
+        prop::sample::select(JobState::ALL.to_vec()),
+        any_lane(),
+        timestamp(),
+        (at(), at(), at()),
+        prop::option::of(any_place()),
+        any::<bool>(),
+    );
+    let counts = (
+        prop::option::of(prop::sample::select(vec![
+            DeadReason::Attempts,
+            DeadReason::Worker,
+            DeadReason::Poison,
+        ])),
+        any::<[u32; 6]>(),
+        any::<u64>(),
+        prop::collection::vec(any::<u16>(), 0..=10),
+        0_u8..10,
+        any_packed(),
+    );
+    let later = (
+        prop::option::of(any::<u64>()),
+        any::<bool>(),
+        prop::option::of(any::<u8>()),
+        prop::option::of("[ -~]{0,100}"),
+        any::<[u16; 2]>(),
+    );
+    (standing, counts, later).prop_map(|(standing, counts, later)| {
+        let (id, state, lane, pushed_at, times, place, is_at_birth) = standing;
+        let (reason, numbers, lease, error_parts, error_first, packed) = counts;
+        let (batch, holds_unique, percent, note, parts) = later;
+        JobRecord {
+            id,
+            group: GroupNumber(0),
+            state,
+            queue: lane.queue,
+            priority: lane.priority,
+            lane: lane.lane,
+            pushed_at,
+            run_at: times.0,
+            place: if is_at_birth {
+                Some(Place::of_birth(&id))
+            } else {
+                place
+            },
+            closed_at: times.1,
+            reason,
+            attempt: numbers[0],
+            failures: numbers[1],
+            losses: numbers[2],
+            losses_in_row: numbers[3],
+            releases: numbers[4],
+            settled_lease: LeaseId(lease),
+            error_parts,
+            error_first,
+            spilled_parts: packed.spilled_parts,
+            content: packed.content,
+            cancel_at: times.2,
+            batch,
+            waits_for: numbers[5],
+            holds_unique,
+            percent,
+            note,
+            cursor_parts: parts[0],
+            result_parts: parts[1],
+        }
+    })
+}
+
+pub(super) fn any_acks() -> impl Strategy<Value = Vec<LeftRun>> {
+    let row = (any_run_key(), any::<u8>(), any::<[u64; 4]>(), 0_usize..5).prop_map(
+        |(run, entries, words, used)| {
+            let mut left = Bits::default();
+            for (word, value) in left.0.iter_mut().zip(words).take(used) {
+                *word = value;
+            }
+            LeftRun { run, entries, left }
+        },
+    );
+    prop::collection::vec(row, 0..=ACKS_PER_PART)
+}
+
+pub(super) fn any_leases() -> impl Strategy<Value = Vec<LeaseRecord>> {
+    // Numbers as they occur: below 2^53.
+    let number = || 0_u64..1 << 53;
+    let row = (
+        any_job_id(),
+        (number(), number(), number()),
+        prop::option::of(any_place()),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(job, (lease, session, deadline), place, attempt)| LeaseRecord {
+                job,
+                lease: LeaseId(lease),
+                session: SessionId(session),
+                deadline: Timestamp(deadline),
+                place: place.unwrap_or_else(|| Place::of_birth(&job)),
+                attempt,
+            },
+        );
+    prop::collection::vec(row, 0..=LEASES_PER_PART)
+}
+
+pub(super) fn any_session() -> impl Strategy<Value = SessionRecord> {
+    (
+        any::<u64>(),
+        name::<NamespaceName>(),
+        "[ -~]{0,256}",
+        "[ -~]{0,256}",
+        prop::collection::vec(("[ -~]{0,256}", "[ -~]{0,256}"), 0..=16),
+        any::<[u32; 2]>(),
+        duration(),
+    )
+        .prop_map(
+            |(id, namespace, name, host, labels, numbers, ttl)| SessionRecord {
+                id: SessionId(id),
+                namespace,
+                name,
+                host,
+                pid: numbers[0],
+                labels,
+                capacity: numbers[1],
+                ttl,
+            },
+        )
+}
+
+pub(super) fn any_outcome() -> impl Strategy<Value = OutcomeRecord> {
+    let range = prop_oneof![
+        (any_job_id(), any::<u8>())
+            .prop_map(|(first, count)| OutcomeRange::Pushed { first, count }),
+        (any::<u8>(), "[ -~]{0,40}", "[ -~]{0,256}").prop_map(|(code, field, message)| {
+            OutcomeRange::Refused {
+                code,
+                field,
+                message,
+            }
+        }),
+    ];
+    (
+        any::<u64>(),
+        any::<u64>(),
+        timestamp(),
+        prop::collection::vec(range, 0..100),
+    )
+        .prop_map(|(producer, seq, at, results)| OutcomeRecord {
+            producer: ProducerNumber(producer),
+            seq,
+            at,
+            results,
+        })
+}
+
+pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
+    (
+        any::<u32>(),
+        name::<NamespaceName>(),
+        name::<QueueName>(),
+        any::<bool>(),
+        prop::option::of(duration()),
+        prop::option::of(policy()),
+        (prop::option::of(any::<u64>()), prop::option::of(duration())),
+        any::<[u64; 14]>(),
+    )
+        .prop_map(
+            |(number, namespace, name, paused, timeout_ms, backoff, dead, c)| QueueRecord {
+                number: QueueNumber(number),
+                namespace,
+                name,
+                paused,
+                timeout_ms,
+                backoff: backoff.map(Box::new),
+                dead_max: dead.0,
+                dead_retention_ms: dead.1,
+                counters: Counters {
+                    scheduled: c[0],
+                    blocked: c[1],
+                    ready: c[2],
+                    leased: c[3],
+                    dead: c[4],
+                    pushed: c[5],
+                    done: c[6],
+                    cancelled: c[7],
+                    expired: c[8],
+                    deleted: c[9],
+                    granted: c[10],
+                    failed: c[11],
+                    lost: c[12],
+                    released: c[13],
+                },
+            },
+        )
+}
+
+pub(super) fn any_error() -> impl Strategy<Value = JobError> {
+    (
+        timestamp(),
+        any::<u32>(),
+        "[ -~]{0,100}",
+        ".{0,1000}",
+        ".{0,3000}",
+    )
+        .prop_map(|(at, attempt, kind, message, backtrace)| JobError {
+            at,
+            attempt,
+            kind,
+            message,
+            backtrace,
+        })
+}
+
+pub(super) fn any_head() -> impl Strategy<Value = HeadRecord> {
+    any::<([u64; 4], u32)>().prop_map(|(n, next_queue)| HeadRecord {
+        wall: Timestamp(n[0]),
+        position_high: n[1],
+        position_low: n[2],
+        reserved: n[3],
+        next_queue,
+    })
 }
