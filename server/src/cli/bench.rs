@@ -375,9 +375,20 @@ fn text(report: &Report) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ganger_protocol::{JobId, LeaseId, Timestamp};
+    use clap::Parser as _;
+    use ganger_protocol::{
+        JobId, LeaseId, Timestamp,
+        request::Operation,
+        response::{FetchReply, LeaseResult, PushReply, PushResult, ReplyBody},
+    };
 
-    use super::*;
+    use super::{super::peer::Peer, *};
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
 
     fn granted(payload: Vec<u8>) -> GrantedJob {
         GrantedJob {
@@ -464,5 +475,58 @@ mod tests {
              arrival      p50 0.50 ms, p99 2.00 ms\n\
              verified     yes\n"
         );
+    }
+
+    /// Measures a server that hands out what was pushed, and now and then something else instead.
+    async fn measured(change: fn(&mut Vec<u8>)) -> Report {
+        let mut queue = Vec::new();
+        let peer = Peer::start(move |operation| match operation {
+            Operation::Push(push) => {
+                let results = push.jobs.into_iter().map(|job| {
+                    queue.push(job.payload.to_vec());
+                    PushResult::from(Ok(JobId::from_bytes([0; 24])))
+                });
+                Ok(ReplyBody::Push(PushReply {
+                    results: results.collect(),
+                }))
+            }
+            Operation::Fetch(fetch) => {
+                let count = queue.len().min(fetch.max as usize);
+                let jobs = queue.drain(..count).map(|mut payload| {
+                    change(&mut payload);
+                    granted(payload)
+                });
+                let jobs = jobs.collect();
+                let acks = fetch
+                    .acks
+                    .iter()
+                    .map(|_ack| LeaseResult::default())
+                    .collect();
+                Ok(ReplyBody::Fetch(FetchReply {
+                    jobs,
+                    acks,
+                    fails: Vec::new(),
+                }))
+            }
+            other => panic!("{other:?}"),
+        })
+        .await;
+        let line = format!(
+            "bench --url {} --jobs 25 --producers 2 --workers 2 --per-request 4",
+            peer.url()
+        );
+        measure(&Line::try_parse_from(line.split(' ')).unwrap().bench)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_run_counts_and_compares_what_arrives() {
+        let report = measured(|_payload| {}).await;
+        assert!(report.verified);
+        assert_eq!((report.jobs, report.payload_bytes), (25, 100));
+        assert!(report.jobs_per_s > 0.0);
+        let changed = measured(|payload| *payload.last_mut().unwrap() ^= 1).await;
+        assert!(!changed.verified);
     }
 }

@@ -11,6 +11,8 @@ mod error;
 mod health;
 mod jobs;
 mod output;
+#[cfg(test)]
+mod peer;
 mod push;
 mod queues;
 mod serve;

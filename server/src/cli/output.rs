@@ -1,6 +1,6 @@
 //! The one place that writes: data to stdout, everything else to stderr.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 
 use serde::Serialize;
 
@@ -41,17 +41,17 @@ pub(super) fn json<T: Serialize>(data: &T) -> Result<String, CliError> {
 
 /// Writes a line of data.
 pub(super) fn line(text: &str) -> Result<(), CliError> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    Ok(sink::data(&format!("{text}\n"))?)
 }
 
 /// Tells a person something. Whether that works does not matter.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    sink::remark(format!("{text}\n").as_bytes());
 }
 
 /// Passes on what another program wrote to its stderr.
 pub(super) fn pass_on(bytes: &[u8]) {
-    let _ = io::stderr().lock().write_all(bytes);
+    sink::remark(bytes);
 }
 
 /// Tells why the command failed.
@@ -160,6 +160,45 @@ pub(super) fn printable(text: &str) -> String {
         }
     };
     text.chars().map(safe).collect()
+}
+
+/// Where lines end up: in the streams of the process.
+#[cfg(not(test))]
+mod sink {
+    use std::io::{self, Write as _};
+
+    pub(super) fn data(text: &str) -> io::Result<()> {
+        io::stdout().lock().write_all(text.as_bytes())
+    }
+
+    pub(super) fn remark(bytes: &[u8]) {
+        let _ = io::stderr().lock().write_all(bytes);
+    }
+}
+
+/// In tests: in the memory of the test's thread.
+#[cfg(test)]
+pub(super) mod sink {
+    use std::{cell::RefCell, io};
+
+    thread_local! {
+        static DATA: RefCell<String> = const { RefCell::new(String::new()) };
+        static REMARKS: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+
+    pub(super) fn data(text: &str) -> io::Result<()> {
+        DATA.with_borrow_mut(|all| all.push_str(text));
+        Ok(())
+    }
+
+    pub(super) fn remark(bytes: &[u8]) {
+        REMARKS.with_borrow_mut(|all| all.push_str(&String::from_utf8_lossy(bytes)));
+    }
+
+    /// What was written to stdout and to stderr since the last call.
+    pub(in crate::cli) fn take() -> (String, String) {
+        (DATA.take(), REMARKS.take())
+    }
 }
 
 #[cfg(test)]

@@ -414,8 +414,15 @@ fn header(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use ganger_protocol::{
+        request::Operation,
+        response::{PushReply, PushResult, ReplyBody},
+    };
 
-    use super::*;
+    use super::{
+        super::peer::{self, Peer},
+        *,
+    };
 
     #[derive(Debug, clap::Parser)]
     struct Line {
@@ -540,5 +547,72 @@ mod tests {
         );
         assert!(rfc3339("tomorrow").is_err());
         assert!(rfc3339("1969-01-01T00:00:00Z").is_err());
+    }
+
+    /// Pushes these lines to a server that refuses the kind `bad`; returns stdout and stderr too.
+    async fn stream(arguments: &str, lines: &str) -> (Result<(), CliError>, String, String) {
+        let mut number = 0;
+        let peer = Peer::start(move |operation| {
+            let Operation::Push(push) = operation else {
+                panic!("{operation:?}")
+            };
+            let results = push.jobs.iter().map(|job| {
+                number += 1;
+                let bad = job.kind.as_str() == "bad";
+                let error = WireError::bad_request("kind", "bad");
+                PushResult::from(if bad {
+                    Err(error)
+                } else {
+                    Ok(peer::id(number))
+                })
+            });
+            Ok(ReplyBody::Push(PushReply {
+                results: results.collect(),
+            }))
+        })
+        .await;
+        let line = Line::try_parse_from(arguments.split_ascii_whitespace()).unwrap();
+        let client = Client::connect(peer.options()).await.unwrap();
+        let stream = Stream::new(client, line.push.format);
+        let template = Template::new(&line.push).unwrap();
+        let result = stream.run(template, lines.as_bytes().lines()).await;
+        let (data, remarks) = output::sink::take();
+        (result, data, remarks)
+    }
+
+    #[tokio::test]
+    async fn ids_are_printed_in_the_order_of_the_lines() {
+        let lines: String = (0..2_500).map(|number| format!("{number}\n\n")).collect();
+        let (result, data, remarks) = stream("push k -", &lines).await;
+        assert_eq!(result, Ok(()));
+        assert_eq!(remarks, "");
+        let expected: String = (1..=2_500)
+            .map(|number| format!("{}\n", peer::id(number)))
+            .collect();
+        assert_eq!(data, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refused_line_does_not_stop_the_others() {
+        let lines = "{\"kind\":\"a\"}\n{\"kind\":\"bad\"}\nnonsense\n{\"kind\":\"b\"}\n";
+        let (result, data, remarks) = stream("push --spec", lines).await;
+        assert_eq!(data, format!("{}\n{}\n", peer::id(1), peer::id(3)));
+        let error = result.unwrap_err();
+        assert_eq!(
+            (error.exit, error.message.as_str()),
+            (Exit::Partly, "2 of 4 not pushed")
+        );
+        let remarks: Vec<_> = remarks.lines().collect();
+        assert!(
+            remarks[0].starts_with("line 3: the line is no job: "),
+            "{remarks:?}"
+        );
+        assert_eq!(remarks[1], "line 2: the server refused: bad_request: bad");
+    }
+
+    #[tokio::test]
+    async fn nothing_pushed_is_a_failure_of_its_own_kind() {
+        let (result, _, _) = stream("push bad -", "1\n").await;
+        assert_eq!(result.unwrap_err().exit, Exit::Failed);
     }
 }

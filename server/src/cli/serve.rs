@@ -117,7 +117,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| CliError::failed("cannot start").because(&error))?;
-    runtime.block_on(serve(config, args.ready_file))
+    let result = runtime.block_on(serve(config, args.ready_file));
+    // What did not stop within the drain's time must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliError> {

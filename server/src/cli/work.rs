@@ -509,9 +509,22 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use ganger_protocol::{JobId, LeaseId, Timestamp};
+    use std::sync::Mutex;
 
-    use super::*;
+    use clap::Parser as _;
+    use ganger_protocol::{
+        JobId, LeaseId, Timestamp,
+        request::Operation,
+        response::{Done, FetchReply, LeaseReply, LeaseResult, ReplyBody},
+    };
+
+    use super::{super::peer::Peer, *};
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        work: WorkArgs,
+    }
 
     fn job() -> GrantedJob {
         GrantedJob {
@@ -614,5 +627,91 @@ mod tests {
     #[tokio::test]
     async fn a_killed_command_releases_its_job() {
         assert_eq!(attend("sleep 60; true", true).await, Outcome::Release(None));
+    }
+
+    #[tokio::test]
+    async fn a_worker_answers_each_job_and_ends_when_idle() {
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let (seen, mut jobs) = (Arc::clone(&answers), vec!["0", "1", "65", "75"]);
+        let peer = Peer::start(move |operation| {
+            let mut seen = seen.lock().unwrap();
+            let done = LeaseReply {
+                results: vec![LeaseResult::default()],
+            };
+            let text = match operation {
+                Operation::Fetch(fetch) => {
+                    let count = jobs.len().min(fetch.max as usize);
+                    let granted = jobs.drain(..count).map(|code| GrantedJob {
+                        payload: code.as_bytes().to_vec().into(),
+                        ..job()
+                    });
+                    let jobs = granted.collect();
+                    return Ok(ReplyBody::Fetch(FetchReply {
+                        jobs,
+                        ..FetchReply::default()
+                    }));
+                }
+                Operation::Goodbye(_) => return Ok(ReplyBody::Done(Done {})),
+                Operation::Ack(_) => "ack".to_owned(),
+                Operation::Fail(fail) => {
+                    format!("fail {} {}", fail.leases[0].kind, fail.leases[0].dead)
+                }
+                Operation::Release(release) => {
+                    format!("release {}", release.leases[0].delay_ms.unwrap())
+                }
+                other => panic!("{other:?}"),
+            };
+            seen.push(text);
+            Ok(ReplyBody::Lease(done))
+        })
+        .await;
+        let line = format!(
+            "work --url {} -c 3 --exit-when-idle 1ms -- sh -c",
+            peer.url()
+        );
+        let arguments = line.split(' ').chain(["read code; exit $code"]);
+        let args = Line::try_parse_from(arguments).unwrap().work;
+        run(args).await.unwrap();
+        let mut answers = answers.lock().unwrap().clone();
+        answers.sort();
+        assert_eq!(
+            answers,
+            [
+                "ack",
+                "fail exit_1 false",
+                "fail exit_65 true",
+                "release 10000 ms"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_that_cannot_be_run_ends_the_worker_and_releases_the_job() {
+        let released = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&released);
+        let peer = Peer::start(move |operation| match operation {
+            Operation::Fetch(_) => Ok(ReplyBody::Fetch(FetchReply {
+                jobs: vec![job()],
+                ..FetchReply::default()
+            })),
+            Operation::Release(_) => {
+                *count.lock().unwrap() += 1;
+                Ok(ReplyBody::Lease(LeaseReply {
+                    results: vec![LeaseResult::default()],
+                }))
+            }
+            _ => Ok(ReplyBody::Done(Done {})),
+        })
+        .await;
+        let line = format!("work --url {} -- no-such-command-here", peer.url());
+        let args = Line::try_parse_from(line.split(' ')).unwrap().work;
+        let error = run(args).await.unwrap_err();
+        assert_eq!(error.exit, Exit::Usage);
+        assert_eq!(*released.lock().unwrap(), 1);
+        let (_, remarks) = output::sink::take();
+        assert!(
+            remarks.starts_with("error: cannot run no-such-command-here\n"),
+            "{remarks}"
+        );
     }
 }
