@@ -1,8 +1,8 @@
 //! The command line: one tree of commands, one file each.
 //!
-//! Data goes to stdout, everything else to stderr, both through [`output`]. How a command ends is
-//! an [`Exit`](error::Exit); a failure says what, why and what to do. Commands that ask a server
-//! are clients like any other, through [`connect`].
+//! Data goes to stdout, everything else to stderr, both through `output`. How a command ends is one
+//! of the exit codes in `error`; a failure says what, why and what to do. Commands that ask a server
+//! are clients like any other, through `connect`.
 
 mod bench;
 mod connect;
