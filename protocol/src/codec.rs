@@ -1,4 +1,4 @@
-//! [`frame`](crate::frame) as a tokio-util codec: frames in, anything that writes itself as a
+//! [`frame`] as a tokio-util codec: frames in, anything that writes itself as a
 //! frame's map out.
 
 use bytes::{Bytes, BytesMut};

@@ -76,6 +76,11 @@ impl ErrorCode {
         }
     }
 
+    /// The code of this string, if there is one.
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
+    }
+
     /// Whether the same request may succeed later without a change.
     pub const fn is_retryable(self) -> bool {
         match self {
@@ -106,7 +111,11 @@ impl fmt::Display for ErrorCode {
 }
 
 /// An error as it travels: `{code, message, retryable, …}`.
+///
+/// A code that this version does not know is read as `unavailable`, since nothing can be said
+/// about what was applied; its own string then stands in front of the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(from = "RawError")]
 #[error("{code}: {message}")]
 pub struct WireError {
     /// What went wrong.
@@ -201,9 +210,74 @@ impl WireError {
     }
 }
 
+/// An error of any version: only the code must be there.
+#[derive(Deserialize)]
+struct RawError {
+    code: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    retryable: Option<bool>,
+    #[serde(default)]
+    field: Option<String>,
+    #[serde(default)]
+    limit: Option<u64>,
+    #[serde(default)]
+    actual: Option<u64>,
+    #[serde(default)]
+    retry_after_ms: Option<DurationMs>,
+    #[serde(default)]
+    state: Option<String>,
+}
+
+impl From<RawError> for WireError {
+    fn from(raw: RawError) -> Self {
+        let (code, message) = match ErrorCode::parse(&raw.code) {
+            Some(code) => (code, raw.message),
+            None => {
+                let message = format!("{}: {}", raw.code, raw.message);
+                (ErrorCode::Unavailable, message)
+            }
+        };
+        Self {
+            code,
+            message,
+            retryable: raw.retryable.unwrap_or_else(|| code.is_retryable()),
+            field: raw.field,
+            limit: raw.limit,
+            actual: raw.actual,
+            retry_after_ms: raw.retry_after_ms,
+            state: raw.state,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[track_caller]
+    fn check_read(json: &str, expected: &WireError) {
+        assert_eq!(serde_json::from_str::<WireError>(json).unwrap(), *expected);
+    }
+
+    #[test]
+    fn an_error_needs_only_its_code() {
+        check_read(
+            r#"{"code": "draining"}"#,
+            &WireError::new(ErrorCode::Draining, ""),
+        );
+    }
+
+    #[test]
+    fn an_unknown_code_is_unavailable_and_keeps_what_the_server_said() {
+        let unknown = WireError {
+            retryable: false,
+            ..WireError::new(ErrorCode::Unavailable, "quota: no room")
+        };
+        let json = r#"{"code": "quota", "message": "no room", "retryable": false}"#;
+        check_read(json, &unknown);
+    }
 
     #[test]
     fn every_code_travels_as_its_own_string() {

@@ -12,6 +12,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::error::WireError;
+
 /// Bytes of the length in front of each map.
 pub const HEADER_BYTES: usize = 4;
 
@@ -29,6 +31,16 @@ pub enum FrameError {
     /// The announced length is zero, which no map has.
     #[error("a frame has at least one byte, this one announces none")]
     Empty,
+}
+
+impl From<FrameError> for WireError {
+    /// What the peer is told, under id 0, before the connection closes.
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::TooLong { limit, actual } => Self::too_large("frame", limit, actual),
+            FrameError::Empty => Self::bad_request("frame", error.to_string()),
+        }
+    }
 }
 
 /// Takes the next whole frame from the front of `buffer`; `None` asks for more bytes.

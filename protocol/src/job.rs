@@ -12,7 +12,7 @@ use crate::{
     ids::{JobId, Kind, LeaseId, QueueName, Tag},
     limits::{self, Limits},
     retry::RetryPolicy,
-    time::{DurationMs, Timestamp},
+    time::{DurationMs, INTEGER_MAX, Timestamp},
 };
 
 /// String pairs that travel with a job untouched, such as `traceparent`.
@@ -191,6 +191,11 @@ impl JobSpec {
                 "delay_ms",
                 "either run_at or delay_ms, not both",
             ));
+        }
+        if let Some(run_at) = self.run_at
+            && run_at.0 > INTEGER_MAX
+        {
+            return Err(WireError::out_of_range("run_at", 0, INTEGER_MAX, run_at.0));
         }
         match self.delay_ms {
             Some(delay) if delay > limits::DELAY_MAX => Err(WireError::out_of_range(

@@ -13,14 +13,18 @@
 pub mod codec;
 pub mod error;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ids;
 pub mod job;
 pub mod limits;
+mod read;
 pub mod request;
 pub mod response;
 pub mod retry;
 pub mod scan;
 pub mod time;
+mod write;
 
 pub use bytes::Bytes;
 pub use error::{ErrorCode, WireError};

@@ -10,8 +10,9 @@ use crate::time::DurationMs;
 /// Bytes of a frame's MessagePack map. Bounds what one connection can make the server hold.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
-/// Bytes of a frame before `hello` was accepted. A stranger can make the server hold no more.
-pub const FRAME_BYTES_MAX_BEFORE_HELLO: usize = 4 << 10;
+/// Bytes of a frame before `hello` was accepted. A stranger can make the server hold no more; a
+/// worker that resumes a full session fits: 1000 held leases take 54 KB.
+pub const FRAME_BYTES_MAX_BEFORE_HELLO: usize = 64 << 10;
 
 /// Bytes of a name (queue, kind, namespace, worker, tag). Names stand in keys and labels.
 pub const NAME_BYTES_MAX: usize = 128;

@@ -14,8 +14,10 @@ use crate::{
     ids::{JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
+    read,
     scan::{ScanError, scan},
     time::{DurationMs, INTEGER_MAX, Timestamp},
+    write,
 };
 
 /// One request: `{id, op, …}`.
@@ -60,7 +62,7 @@ macro_rules! operations {
             fn encode(&self, id: u64, buffer: &mut BytesMut) -> Result<(), EncodeError> {
                 let op = self.op();
                 match self {
-                    $(Self::$variant(fields) => encode_map(buffer, &Envelope { id, op, fields }),)*
+                    $(Self::$variant(fields) => write::maps(buffer, &Envelope { id, op }, fields),)*
                 }
             }
         }
@@ -423,30 +425,20 @@ impl Request {
             "op" => op = value,
             _ => {}
         });
-        let id = rmp_serde::from_slice::<u64>(id);
-        let answer_to = id.as_ref().map_or(0, |id| *id);
-        let refuse = |error| Refusal {
-            id: answer_to,
-            error,
+        let id = match read::from_slice::<u64>(id) {
+            Ok(id) if (1..=INTEGER_MAX).contains(&id) => id,
+            Ok(_) | Err(_) => 0,
         };
+        let refuse = |error| Refusal { id, error };
         scanned.map_err(|error| refuse(malformed(error)))?;
-        match id {
-            Ok(id) if (1..=INTEGER_MAX).contains(&id) => {}
-            Ok(_) | Err(_) => {
-                let message = format!("id must be an integer of 1 to {INTEGER_MAX}");
-                return Err(Refusal {
-                    id: 0,
-                    error: WireError::bad_request("id", message),
-                });
-            }
+        if id == 0 {
+            let message = format!("id must be an integer of 1 to {INTEGER_MAX}");
+            return Err(refuse(WireError::bad_request("id", message)));
         }
-        let op = rmp_serde::from_slice::<&str>(op)
+        let op = read::from_slice::<&str>(op)
             .map_err(|_not_text| refuse(WireError::bad_request("op", "op must be a string")))?;
         let operation = Operation::decode(op, map).map_err(refuse)?;
-        Ok(Self {
-            id: answer_to,
-            operation,
-        })
+        Ok(Self { id, operation })
     }
 
     /// Appends this request as a frame.
@@ -478,33 +470,19 @@ impl Operation {
             Self::Fetch(fetch) => fetch.check(limits),
             Self::Ack(ack) => {
                 check_count("leases", 1, limits.items_max, ack.leases.len())?;
-                ack.leases.iter().try_for_each(AckItem::check)
+                check_items("leases", &ack.leases, AckItem::check)
             }
             Self::Fail(fail) => {
                 check_count("leases", 1, limits.items_max, fail.leases.len())?;
-                fail.leases.iter().try_for_each(FailItem::check)
+                check_items("leases", &fail.leases, FailItem::check)
             }
             Self::Release(release) => {
                 check_count("leases", 1, limits.items_max, release.leases.len())?;
-                let delays = release.leases.iter().filter_map(|item| item.delay_ms);
-                check_delays("leases.delay_ms", delays)
+                check_items("leases", &release.leases, ReleaseItem::check)
             }
             Self::Extend(extend) => {
                 check_count("leases", 1, limits.items_max, extend.leases.len())?;
-                let (min, max) = (limits::LEASE_MIN, limits::LEASE_MAX);
-                match extend
-                    .leases
-                    .iter()
-                    .find(|item| !(min..=max).contains(&item.ms))
-                {
-                    None => Ok(()),
-                    Some(item) => Err(WireError::out_of_range(
-                        "leases.ms",
-                        min.0,
-                        max.0,
-                        item.ms.0,
-                    )),
-                }
+                check_items("leases", &extend.leases, ExtendItem::check)
             }
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
@@ -573,11 +551,12 @@ impl Fetch {
                 "one weight a queue, or none at all",
             ));
         }
-        for weight in &self.weights {
-            check_range("weights", 1, limits::WEIGHT_MAX as usize, *weight)?;
+        for (index, weight) in self.weights.iter().enumerate() {
+            let field = format!("weights[{index}]");
+            check_range(&field, 1, limits::WEIGHT_MAX as usize, *weight)?;
         }
-        self.acks.iter().try_for_each(AckItem::check)?;
-        self.fails.iter().try_for_each(FailItem::check)
+        check_items("acks", &self.acks, AckItem::check)?;
+        check_items("fails", &self.fails, FailItem::check)
     }
 }
 
@@ -586,7 +565,7 @@ impl AckItem {
         match self.result {
             None => Ok(()),
             Some(_) => Err(WireError {
-                field: Some("leases.result".to_owned()),
+                field: Some("result".to_owned()),
                 ..WireError::new(
                     ErrorCode::UnsupportedOp,
                     "this server does not serve results yet",
@@ -600,16 +579,34 @@ impl FailItem {
     fn check(&self) -> Result<(), WireError> {
         let (max, actual) = (limits::ERROR_KIND_BYTES_MAX, self.kind.len());
         if actual > max {
-            return Err(WireError::too_large("leases.kind", max, actual));
+            return Err(WireError::too_large("kind", max, actual));
         }
-        let endings = [self.dead, self.discard, self.retry_in_ms.is_some()];
-        if endings.iter().filter(|given| **given).count() > 1 {
-            return Err(WireError::bad_request(
-                "leases",
-                "at most one of dead, discard and retry_in_ms",
-            ));
+        let endings = [
+            ("dead", self.dead),
+            ("discard", self.discard),
+            ("retry_in_ms", self.retry_in_ms.is_some()),
+        ];
+        if let Some((second, _)) = endings.iter().filter(|(_, given)| *given).nth(1) {
+            let message = "at most one of dead, discard and retry_in_ms";
+            return Err(WireError::bad_request(*second, message));
         }
-        check_delays("leases.retry_in_ms", self.retry_in_ms)
+        check_delay("retry_in_ms", self.retry_in_ms)
+    }
+}
+
+impl ReleaseItem {
+    fn check(&self) -> Result<(), WireError> {
+        check_delay("delay_ms", self.delay_ms)
+    }
+}
+
+impl ExtendItem {
+    fn check(&self) -> Result<(), WireError> {
+        let (min, max) = (limits::LEASE_MIN, limits::LEASE_MAX);
+        if (min..=max).contains(&self.ms) {
+            return Ok(());
+        }
+        Err(WireError::out_of_range("ms", min.0, max.0, self.ms.0))
     }
 }
 
@@ -652,18 +649,24 @@ fn check_range(field: &str, min: usize, max: usize, actual: u32) -> Result<(), W
     Err(WireError::out_of_range(field, min, max, actual))
 }
 
-fn check_delays(
-    field: &str,
-    delays: impl IntoIterator<Item = DurationMs>,
+/// Checks the items of a list; an error names its place, such as `leases[3].kind`.
+fn check_items<T>(
+    list: &str,
+    items: &[T],
+    check: impl Fn(&T) -> Result<(), WireError>,
 ) -> Result<(), WireError> {
-    match delays.into_iter().find(|delay| *delay > limits::DELAY_MAX) {
-        None => Ok(()),
-        Some(delay) => Err(WireError::out_of_range(
-            field,
-            0,
-            limits::DELAY_MAX.0,
-            delay.0,
-        )),
+    items.iter().enumerate().try_for_each(|(index, item)| {
+        check(item).map_err(|error| error.within(&format!("{list}[{index}]")))
+    })
+}
+
+fn check_delay(field: &str, delay: Option<DurationMs>) -> Result<(), WireError> {
+    match delay {
+        Some(delay) if delay > limits::DELAY_MAX => {
+            let max = limits::DELAY_MAX.0;
+            Err(WireError::out_of_range(field, 0, max, delay.0))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -674,11 +677,10 @@ fn malformed(error: ScanError) -> WireError {
 /// Reads the fields of an operation. The path to a refused field is looked for only once the
 /// plain reading has failed.
 fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
-    if let Ok(fields) = rmp_serde::from_slice(map) {
+    if let Ok(fields) = read::from_slice(map) {
         return Ok(fields);
     }
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(map);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    serde_path_to_error::deserialize(&mut read::Reader::with_path(map)).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
         let missing = message
@@ -693,38 +695,9 @@ fn decode_fields<T: DeserializeOwned>(map: &[u8]) -> Result<T, WireError> {
     })
 }
 
-/// The envelope's keys in front of the fields of an operation.
-struct Envelope<'a, T> {
+/// The envelope's keys, in front of the fields of an operation.
+#[derive(Serialize)]
+struct Envelope {
     id: u64,
-    op: &'a str,
-    fields: &'a T,
-}
-
-/// Appends `{id, op, …fields}`: the fields are encoded as a map of their own, whose header is then
-/// replaced by one that counts `id` and `op` too.
-fn encode_map<T: Serialize>(
-    buffer: &mut BytesMut,
-    envelope: &Envelope<'_, T>,
-) -> Result<(), EncodeError> {
-    #[derive(Serialize)]
-    struct Head<'a> {
-        id: u64,
-        op: &'a str,
-    }
-    let head = rmp_serde::to_vec_named(&Head {
-        id: envelope.id,
-        op: envelope.op,
-    })?;
-    let fields = rmp_serde::to_vec_named(envelope.fields)?;
-    // No operation has more than 13 fields, so both headers are one byte (`0x80 | count`).
-    let (head_count, head) = head
-        .split_first()
-        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
-    let (count, fields) = fields
-        .split_first()
-        .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
-    buffer.extend_from_slice(&[head_count + (count & 0x0f)]);
-    buffer.extend_from_slice(head);
-    buffer.extend_from_slice(fields);
-    Ok(())
+    op: &'static str,
 }

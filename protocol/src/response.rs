@@ -3,18 +3,20 @@
 //! A reply is `{id, ok: {…}}` or `{id, err: {…}}`, a notice `{id: 0, op, …}`. Results of an
 //! operation on many stand in the order of the request.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    error::{ErrorCode, WireError},
+    error::WireError,
     frame,
     ids::{JobId, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
     limits::Limits,
+    read,
     request::{EncodeError, LeaseRef},
     scan::scan,
     time::{DurationMs, Timestamp},
+    write,
 };
 
 /// The first frame of a connection, sent by the server.
@@ -274,32 +276,58 @@ pub struct StatsReply {
     pub counters: Counters,
 }
 
-/// Every body of a reply.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum ReplyBody {
+/// Declares the bodies of replies: a variant, its struct and the operations it answers, in one
+/// table.
+macro_rules! replies {
+    ($($(#[$doc:meta])* $variant:ident($body:ty) = $($op:literal)|+,)*) => {
+        /// Every body of a reply.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(untagged)]
+        pub enum ReplyBody {
+            $($(#[$doc])* $variant($body),)*
+        }
+
+        impl ReplyBody {
+            /// The operations that each body answers, body by body.
+            pub const ANSWERS: &'static [&'static [&'static str]] = &[$(&[$($op),+]),*];
+
+            /// Reads the body of the reply to this operation; `None` for a word that is none.
+            ///
+            /// # Errors
+            /// When the server answered with another shape.
+            pub fn read(op: &str, body: &Body) -> Option<Result<Self, MessageError>> {
+                match op {
+                    $($($op)|+ => Some(body.read().map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+replies! {
     /// To `hello`.
-    Hello(Box<HelloReply>),
+    Hello(Box<HelloReply>) = "hello",
     /// To `push`.
-    Push(PushReply),
+    Push(PushReply) = "push",
     /// To `fetch`.
-    Fetch(FetchReply),
+    Fetch(FetchReply) = "fetch",
     /// To `ack`, `fail`, `release`, `extend`.
-    Lease(LeaseReply),
+    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
     /// To `heartbeat`.
-    Heartbeat(HeartbeatReply),
+    Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`.
-    Done(Done),
+    Done(Done) = "goodbye" | "queue_pause" | "queue_resume",
     /// To `job_get`.
-    Job(Box<JobView>),
+    Job(Box<JobView>) = "job_get",
     /// To `dead_list`.
-    Jobs(JobsReply),
+    Jobs(JobsReply) = "dead_list",
     /// To `dead_revive` and `dead_purge`.
-    Count(CountReply),
+    Count(CountReply) = "dead_revive" | "dead_purge",
     /// To `queue_list`.
-    Queues(QueuesReply),
+    Queues(QueuesReply) = "queue_list",
     /// To `stats`.
-    Stats(Box<StatsReply>),
+    Stats(Box<StatsReply>) = "stats",
 }
 
 /// A reply to the request `id`.
@@ -368,8 +396,8 @@ impl Reply {
         }
         let id = self.id;
         frame::encode(buffer, |buffer| match &self.result {
-            Ok(ok) => encode_map(buffer, &Answered { id, ok }),
-            Err(err) => encode_map(buffer, &Refused { id, err }),
+            Ok(ok) => write::map(buffer, &Answered { id, ok }),
+            Err(err) => write::map(buffer, &Refused { id, err }),
         })
     }
 }
@@ -380,23 +408,14 @@ impl Notice {
     /// # Errors
     /// [`EncodeError`]; the buffer is as it was.
     pub fn encode(&self, buffer: &mut BytesMut) -> Result<(), EncodeError> {
-        let map = rmp_serde::to_vec_named(self)?;
-        // `{op, …}` becomes `{id: 0, op, …}`: the header of a small map is `0x80 | count`.
-        let (count, fields) = map
-            .split_first()
-            .map_or((0x80, &[][..]), |(b, rest)| (*b, rest));
+        #[derive(Serialize)]
+        struct Envelope {
+            id: u64,
+        }
         frame::encode(buffer, |buffer| {
-            buffer.put_slice(&[count + 1, 0xa2, b'i', b'd', 0]);
-            buffer.put_slice(fields);
-            Ok(())
+            write::maps(buffer, &Envelope { id: 0 }, self)
         })
     }
-}
-
-fn encode_map<T: Serialize>(buffer: &mut BytesMut, map: &T) -> Result<(), EncodeError> {
-    let mut writer = buffer.writer();
-    map.serialize(&mut rmp_serde::Serializer::new(&mut writer).with_struct_map())?;
-    Ok(())
 }
 
 /// A message of the server as a client reads it.
@@ -433,7 +452,7 @@ impl Body {
     /// # Errors
     /// When the server answered with another shape.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
-        rmp_serde::from_slice(&self.0).map_err(|error| MessageError(error.to_string()))
+        read::from_slice(&self.0).map_err(|error| MessageError(error.to_string()))
     }
 }
 
@@ -452,7 +471,7 @@ impl Message {
             _ => {}
         })
         .map_err(|error| MessageError(error.to_string()))?;
-        let id: u64 = read(id.ok_or_else(|| MessageError("no id".to_owned()))?)?;
+        let id: u64 = read_type(id.ok_or_else(|| MessageError("no id".to_owned()))?)?;
         match (ok, err, op) {
             (Some(body), None, _) => Ok(Self::Reply {
                 id,
@@ -460,14 +479,14 @@ impl Message {
             }),
             (None, Some(error), _) => Ok(Self::Reply {
                 id,
-                result: Err(read_error(error)?),
+                result: Err(read_type(error)?),
             }),
             (None, None, Some(op)) => {
-                let op: String = read(op)?;
+                let op: String = read_type(op)?;
                 if !Notice::ALL.contains(&op.as_str()) {
                     return Ok(Self::Unknown { op });
                 }
-                read(map).map(Self::Notice)
+                read_type(map).map(Self::Notice)
             }
             (None, None, None) | (Some(_), Some(_), _) => {
                 Err(MessageError("neither ok nor err nor op".to_owned()))
@@ -476,25 +495,6 @@ impl Message {
     }
 }
 
-/// An error whose code this version does not know is still an error: `unavailable`, since nothing
-/// can be said about what was applied.
-fn read_error(bytes: &[u8]) -> Result<WireError, MessageError> {
-    #[derive(Deserialize)]
-    struct Raw {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    if let Ok(error) = rmp_serde::from_slice(bytes) {
-        return Ok(error);
-    }
-    let raw: Raw = read(bytes)?;
-    Ok(WireError::new(
-        ErrorCode::Unavailable,
-        format!("{}: {}", raw.code, raw.message),
-    ))
-}
-
-fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, MessageError> {
-    rmp_serde::from_slice(bytes).map_err(|error| MessageError(error.to_string()))
+fn read_type<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, MessageError> {
+    read::from_slice(bytes).map_err(|error| MessageError(error.to_string()))
 }

@@ -118,13 +118,13 @@ impl RetryPolicy {
                 "a table needs curve: \"table\"",
             ));
         }
-        match self.table_ms.iter().find(|&&delay| delay > DELAY_MAX) {
-            Some(delay) => Err(WireError::out_of_range(
-                "backoff.table_ms",
-                0,
-                DELAY_MAX.0,
-                delay.0,
-            )),
+        let too_long = |delay: &DurationMs| *delay > DELAY_MAX;
+        match self.table_ms.iter().position(too_long) {
+            Some(index) => {
+                let field = format!("backoff.table_ms[{index}]");
+                let actual = self.table_ms.get(index).map_or(0, |delay| delay.0);
+                Err(WireError::out_of_range(&field, 0, DELAY_MAX.0, actual))
+            }
             None => Ok(()),
         }
     }

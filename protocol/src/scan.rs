@@ -67,19 +67,31 @@ pub fn scan<'a>(map: &'a [u8], mut field: impl FnMut(Field<'a>)) -> Result<(), S
     }
 }
 
-/// What the first byte of a value announces.
-enum Head<'a> {
-    Scalar,
+/// The next value, or the head of a map or array whose items follow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Head<'a> {
+    Nil,
+    Bool(bool),
+    /// Zero or more, of whatever width and sign it was written.
+    Unsigned(u64),
+    /// Below zero.
+    Negative(i64),
+    Float(f64),
+    /// Not yet known to be UTF-8.
     Str(&'a [u8]),
+    Bin(&'a [u8]),
     Array(usize),
     Map(usize),
 }
 
-struct Walk<'a> {
-    rest: &'a [u8],
+/// A walk along the bytes of MessagePack.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    pub(crate) rest: &'a [u8],
 }
 
 impl<'a> Walk<'a> {
+    #[inline]
     fn take(&mut self, count: usize) -> Result<&'a [u8], ScanError> {
         let (taken, rest) = self
             .rest
@@ -89,45 +101,65 @@ impl<'a> Walk<'a> {
         Ok(taken)
     }
 
-    /// An unsigned length of `bytes` bytes.
-    fn length(&mut self, bytes: usize) -> Result<usize, ScanError> {
-        let digits = self.take(bytes)?;
-        Ok(digits
-            .iter()
-            .fold(0, |length, digit| length << 8 | usize::from(*digit)))
+    #[inline]
+    fn take_array<const N: usize>(&mut self) -> Result<[u8; N], ScanError> {
+        let (taken, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(ScanError::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
     }
 
-    fn head(&mut self) -> Result<Head<'a>, ScanError> {
-        let [first] = *self.take(1)? else {
-            return Err(ScanError::Truncated);
-        };
+    fn length8(&mut self) -> Result<usize, ScanError> {
+        Ok(usize::from(u8::from_be_bytes(self.take_array()?)))
+    }
+
+    fn length16(&mut self) -> Result<usize, ScanError> {
+        Ok(usize::from(u16::from_be_bytes(self.take_array()?)))
+    }
+
+    fn length32(&mut self) -> Result<usize, ScanError> {
+        let length = u32::from_be_bytes(self.take_array()?);
+        Ok(usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
+    /// Takes the next value, or the head of a map or array.
+    #[inline]
+    pub(crate) fn head(&mut self) -> Result<Head<'a>, ScanError> {
+        let [first] = self.take_array()?;
         let low = usize::from(first & 0x0f);
-        let scalar = match first {
-            0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => 0,
-            0x80..=0x8f => return Ok(Head::Map(low)),
-            0x90..=0x9f => return Ok(Head::Array(low)),
-            0xa0..=0xbf => return Ok(Head::Str(self.take(usize::from(first & 0x1f))?)),
+        Ok(match first {
+            0x00..=0x7f => Head::Unsigned(u64::from(first)),
+            0x80..=0x8f => Head::Map(low),
+            0x90..=0x9f => Head::Array(low),
+            0xa0..=0xbf => Head::Str(self.take(usize::from(first & 0x1f))?),
+            0xc0 => Head::Nil,
             0xc1 | 0xc7..=0xc9 | 0xd4..=0xd8 => return Err(ScanError::Extension),
-            0xc4 => self.length(1)?,
-            0xc5 => self.length(2)?,
-            0xc6 => self.length(4)?,
-            0xca => 4,
-            0xcb => 8,
-            0xcc | 0xd0 => 1,
-            0xcd | 0xd1 => 2,
-            0xce | 0xd2 => 4,
-            0xcf | 0xd3 => 8,
-            0xd9..=0xdb => {
-                let length = self.length(1 << (first - 0xd9))?;
-                return Ok(Head::Str(self.take(length)?));
-            }
-            0xdc => return Ok(Head::Array(self.length(2)?)),
-            0xdd => return Ok(Head::Array(self.length(4)?)),
-            0xde => return Ok(Head::Map(self.length(2)?)),
-            0xdf => return Ok(Head::Map(self.length(4)?)),
-        };
-        self.take(scalar)?;
-        Ok(Head::Scalar)
+            0xc2 => Head::Bool(false),
+            0xc3 => Head::Bool(true),
+            0xc4 => bin(self.length8(), self)?,
+            0xc5 => bin(self.length16(), self)?,
+            0xc6 => bin(self.length32(), self)?,
+            0xca => Head::Float(f64::from(f32::from_be_bytes(self.take_array()?))),
+            0xcb => Head::Float(f64::from_be_bytes(self.take_array()?)),
+            0xcc => Head::Unsigned(u64::from(u8::from_be_bytes(self.take_array()?))),
+            0xcd => Head::Unsigned(u64::from(u16::from_be_bytes(self.take_array()?))),
+            0xce => Head::Unsigned(u64::from(u32::from_be_bytes(self.take_array()?))),
+            0xcf => Head::Unsigned(u64::from_be_bytes(self.take_array()?)),
+            0xd0 => signed(i64::from(i8::from_be_bytes(self.take_array()?))),
+            0xd1 => signed(i64::from(i16::from_be_bytes(self.take_array()?))),
+            0xd2 => signed(i64::from(i32::from_be_bytes(self.take_array()?))),
+            0xd3 => signed(i64::from_be_bytes(self.take_array()?)),
+            0xd9 => str(self.length8(), self)?,
+            0xda => str(self.length16(), self)?,
+            0xdb => str(self.length32(), self)?,
+            0xdc => Head::Array(self.length16()?),
+            0xdd => Head::Array(self.length32()?),
+            0xde => Head::Map(self.length16()?),
+            0xdf => Head::Map(self.length32()?),
+            0xe0..=0xff => Head::Negative(i64::from(i8::from_be_bytes([first]))),
+        })
     }
 
     fn key(&mut self) -> Result<&'a str, ScanError> {
@@ -141,7 +173,13 @@ impl<'a> Walk<'a> {
     fn value(&mut self, depth: usize) -> Result<(), ScanError> {
         let deeper = depth + 1;
         match self.head()? {
-            Head::Scalar | Head::Str(_) => Ok(()),
+            Head::Nil
+            | Head::Bool(_)
+            | Head::Unsigned(_)
+            | Head::Negative(_)
+            | Head::Float(_)
+            | Head::Str(_)
+            | Head::Bin(_) => Ok(()),
             Head::Array(_) | Head::Map(_) if deeper > DEPTH_MAX => Err(ScanError::TooDeep),
             Head::Array(items) => (0..items).try_for_each(|_| self.value(deeper)),
             Head::Map(entries) => {
@@ -156,9 +194,26 @@ impl<'a> Walk<'a> {
     }
 }
 
+fn bin<'a>(length: Result<usize, ScanError>, walk: &mut Walk<'a>) -> Result<Head<'a>, ScanError> {
+    walk.take(length?).map(Head::Bin)
+}
+
+fn str<'a>(length: Result<usize, ScanError>, walk: &mut Walk<'a>) -> Result<Head<'a>, ScanError> {
+    walk.take(length?).map(Head::Str)
+}
+
+fn signed(number: i64) -> Head<'static> {
+    match u64::try_from(number) {
+        Ok(number) => Head::Unsigned(number),
+        Err(_below_zero) => Head::Negative(number),
+    }
+}
+
 /// The keys of one map so far. Maps of the protocol are small; a large one (headers made to hurt)
-/// goes over to a set.
+/// goes over to a set. Most keys differ in length or ends, which a few bits remember, so that
+/// texts are seldom compared.
 struct Keys<'a> {
+    bits: u64,
     few: [&'a str; 16],
     count: usize,
     many: std::collections::BTreeSet<&'a str>,
@@ -167,6 +222,7 @@ struct Keys<'a> {
 impl<'a> Keys<'a> {
     fn new() -> Self {
         Self {
+            bits: 0,
             few: [""; 16],
             count: 0,
             many: std::collections::BTreeSet::new(),
@@ -174,10 +230,16 @@ impl<'a> Keys<'a> {
     }
 
     fn insert(&mut self, key: &'a str) -> Result<(), ScanError> {
-        let seen = self.few.get(..self.count).unwrap_or_default();
-        if seen.contains(&key) || self.many.contains(key) {
-            return Err(ScanError::DuplicateKey);
+        let ends = [key.as_bytes().first(), key.as_bytes().last()];
+        let ends = ends.map(|byte| byte.copied().map_or(0, usize::from));
+        let bit = 1 << ((key.len() + 5 * ends[0] + 11 * ends[1]) % 64);
+        if self.bits & bit != 0 {
+            let seen = self.few.get(..self.count).unwrap_or_default();
+            if seen.contains(&key) || self.many.contains(key) {
+                return Err(ScanError::DuplicateKey);
+            }
         }
+        self.bits |= bit;
         match self.few.get_mut(self.count) {
             Some(place) => {
                 *place = key;

@@ -7,6 +7,12 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod driver;
+pub mod listener;
+pub mod server;
 pub mod session;
+pub mod store;
 pub mod tasks;
 pub mod telemetry;
+
+pub use self::server::{RecoveredCounts, ServeError, Server};

@@ -149,7 +149,8 @@ pub struct Recovered {
     pub queues: Vec<QueueRecord>,
     /// Every session.
     pub sessions: Vec<SessionRecord>,
-    /// Entries that left runs, by the group that said so.
+    /// Entries that left runs, by the group that said so; only rows of runs that still exist. A
+    /// record without such a row is here too, so that it can be deleted.
     pub acks: Vec<(PartKey, Vec<LeftRun>)>,
     /// Grants and extensions, by the group that said so, each with what the store has of its job.
     pub leases: Vec<(PartKey, Vec<RecoveredLease>)>,
@@ -162,4 +163,6 @@ pub struct RecoveredLease {
     pub record: LeaseRecord,
     /// Its job, content not read.
     pub job: Option<StoredJob>,
+    /// Entries of the run that it was granted from; 0 when that is gone.
+    pub run_entries: u8,
 }

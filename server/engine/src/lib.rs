@@ -1,6 +1,567 @@
 //! The pure state machine of a ganger shard.
+//!
+//! [`Engine::apply`] takes a [`Command`] at a [`Now`] with the [`Facts`] that it asked for by
+//! [`Engine::needs`], and returns an [`Outcome`]; what must be persisted gathers in the open group
+//! until [`Engine::seal`]. Nothing here reads a clock, touches a disk, spawns, or draws randomness
+//! that it was not seeded with: the same inputs give the same outputs, always.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `command` | what comes in and goes out |
+//! | `records`, `change`, `facts` | what is kept, written and read |
+//! | `group` | the open group |
+//! | `queue`, `window` | ready jobs in order, heads in memory |
+//! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
+//! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `time` | what happens without anybody asking |
+//! | `recover` | from the store to an engine |
+//! | `invariants` | what must hold after every step |
 
+mod answer;
+mod backoff;
 pub mod change;
 pub mod command;
+mod dead;
 pub mod facts;
+mod fetch;
+mod group;
+mod invariants;
+pub mod job;
+mod lease;
+mod look;
+mod move_job;
+mod push;
+pub mod queue;
 pub mod records;
+mod recover;
+mod schedule;
+mod session;
+mod time;
+mod waiters;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use foldhash::HashMap;
+use ganger_protocol::{
+    ErrorCode, LeaseId, SessionId, WireError, limits::Limits, request::Operation,
+    response::ReplyBody,
+};
+
+pub use self::queue::HeadBudget;
+use self::{
+    backoff::Random,
+    change::{Change, Group},
+    command::{Caller, Command, Mono, Now, Origin, Outcome, Reply},
+    facts::{Fact, Facts, Need},
+    group::OpenGroup,
+    lease::Leases,
+    push::Producers,
+    queue::Queues,
+    records::{
+        ACKS_PER_PART, Bits, GroupNumber, HeadRecord, LEASES_PER_PART, LeftRun, PartKey,
+        QueueNumber, RunKey,
+    },
+    schedule::Schedule,
+    session::Sessions,
+    waiters::Waiters,
+};
+
+/// Numbers of leases are granted from blocks of this size whose reservation is durable.
+const RESERVED_BLOCK: u64 = 1 << 20;
+
+/// Positions start in the middle, so that they can grow and shrink.
+const POSITION_START: u64 = 1 << 63;
+
+/// What an engine is told once.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The number of the shard; part of every id.
+    pub shard: u16,
+    /// Limits of what is pushed.
+    pub limits: Limits,
+    /// Bounds of the heads in memory.
+    pub heads: HeadBudget,
+    /// Losses in a row after which a job is poison; 0 turns that off. Default 5.
+    pub poison_losses: u32,
+    /// Ended leases whose answers are remembered. Default 2²⁰.
+    pub settled_max: usize,
+    /// Queues of the shard at most. Default 65 536.
+    pub queues_max: usize,
+    /// Namespaces of the shard at most. Default 256.
+    pub namespaces_max: usize,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            shard: 0,
+            limits: Limits::default(),
+            heads: HeadBudget::default(),
+            poison_losses: 5,
+            settled_max: 1 << 20,
+            queues_max: 1 << 16,
+            namespaces_max: 256,
+            seed: 0,
+        }
+    }
+}
+
+/// A run of which something is known beyond its record.
+#[derive(Debug, Default)]
+struct RunState {
+    /// Entries that it has.
+    entries: u8,
+    /// Entries in a window.
+    heads: u8,
+    /// Entries that are leased.
+    leased: u8,
+    /// Entries that left.
+    left: Bits,
+    /// The records that say so.
+    acks: Vec<PartKey>,
+}
+
+/// One shard's state machine.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    random: Random,
+    head: HeadRecord,
+    /// The next lease, session or producer gets this number.
+    next_number: u64,
+    /// Numbers up to here may be given without waiting for their reservation.
+    reserved_durably: u64,
+    /// The group that makes the reservation in `head` durable.
+    reserved_in: GroupNumber,
+    queues: Queues,
+    runs: HashMap<RunKey, RunState>,
+    /// Runs that still exist, by the record of acks that speaks of them.
+    acks: BTreeMap<PartKey, u32>,
+    /// Leases that still live, by the record that speaks of them.
+    lease_parts: BTreeMap<PartKey, u32>,
+    leases: Leases,
+    sessions: Sessions,
+    waiters: Waiters,
+    schedule: Schedule,
+    producers: Producers,
+    /// Queues that have both waiting fetches and ready jobs that must be read first.
+    unserved: BTreeSet<QueueNumber>,
+    /// Queues with more dead jobs than they keep.
+    overfull: BTreeSet<QueueNumber>,
+    /// Runs whose last entry is leased, and when to move it out.
+    stragglers: BTreeSet<(Mono, RunKey)>,
+    group: OpenGroup,
+}
+
+impl Engine {
+    /// Names what must be read before a command can be applied, given what was read already. The
+    /// driver reads it, hands it in, and asks again until there is nothing more.
+    pub fn needs(&mut self, now: Now, command: &Command, facts: &Facts) -> Vec<Need> {
+        let mut needs = match command {
+            Command::Request(origin, operation) => {
+                self.needs_of_operation(origin, operation, facts)
+            }
+            Command::OpenSession { hello, .. } => self.needs_to_open(hello),
+            Command::Detach { .. } | Command::Durable(_) => Vec::new(),
+            Command::Tick => self.needs_of_tick(now, facts),
+        };
+        needs.retain(|need| !facts.contains(need));
+        needs
+    }
+
+    /// Takes in the next heads of a lane or the next timers: facts that extend what the engine
+    /// holds, and belong to no command.
+    pub fn inform(&mut self, need: &Need, fact: &Fact) {
+        match (need, fact) {
+            (Need::Heads { lane, after, .. }, Fact::Heads(heads)) => {
+                self.refill_lane(*lane, *after, heads);
+            }
+            (Need::Timers { after, .. }, Fact::Timers { timers, at_end }) => {
+                self.refill_schedule(*after, timers, *at_end);
+            }
+            _ => {}
+        }
+    }
+
+    /// Applies a command. Every need must have been answered.
+    pub fn apply(&mut self, now: Now, command: Command, facts: &Facts) -> Outcome {
+        let mut outcome = Outcome::default();
+        match command {
+            Command::Request(origin, operation) => {
+                if let Some(session) = origin.session.and_then(|id| self.sessions.find_mut(id)) {
+                    session.seen(now.mono);
+                }
+                let caller = origin.caller;
+                match self.request(now, origin, operation, facts, &mut outcome) {
+                    Ok(Some(body)) => self.reply(caller, Ok(body), &mut outcome),
+                    Ok(None) => {}
+                    Err(error) => self.reply(caller, Err(error), &mut outcome),
+                }
+            }
+            Command::OpenSession { origin, hello } => {
+                outcome.session = Some(self.open_session(now, &origin, hello, facts, &mut outcome));
+            }
+            Command::Detach {
+                connection,
+                session,
+            } => self.detach(connection, session),
+            Command::Durable(group) => self.answer_durable(group, &mut outcome),
+            Command::Tick => self.tick(now, facts, &mut outcome),
+        }
+        outcome
+    }
+
+    /// Closes the open group and begins the next one; `None` when nothing has changed.
+    pub fn seal(&mut self, now: Now) -> Option<Group> {
+        if self.group.is_empty() {
+            return None;
+        }
+        let number = self.group.number;
+        let next = OpenGroup::numbered(GroupNumber(number.0 + 1));
+        let mut group = std::mem::replace(&mut self.group, next);
+        let acks = self.seal_acks(&mut group);
+        let leases = self.seal_leases(&mut group);
+        let queues = std::mem::take(&mut group.queues);
+        let mut changes = group.into_changes(&acks);
+        changes.extend(leases);
+        changes.extend(queues.iter().filter_map(|queue| {
+            Some(Change::PutQueue(Box::new(
+                self.queues.find(*queue)?.record.clone(),
+            )))
+        }));
+        self.head.wall = self.head.wall.max(now.wall);
+        changes.push(Change::PutHead(self.head));
+        Some(Group { number, changes })
+    }
+
+    /// The number of the open group.
+    pub fn open_group(&self) -> GroupNumber {
+        self.group.number
+    }
+
+    /// Whether a reply waits for the open group.
+    pub fn is_awaited(&self) -> bool {
+        self.group.is_awaited
+    }
+
+    /// Whether the open group has anything in it.
+    pub fn has_changes(&self) -> bool {
+        !self.group.is_empty()
+    }
+
+    /// About how many operations and bytes the open group has.
+    pub fn open_size(&self) -> (usize, usize) {
+        (self.group.operations, self.group.bytes)
+    }
+
+    /// Whether a fetch waits for a group up to this one to be durable.
+    pub fn awaits_durable(&self, group: GroupNumber) -> bool {
+        group >= self.reserved_in && self.reserved_durably < self.head.reserved
+            || self
+                .waiters
+                .first_durable()
+                .is_some_and(|first| first <= group)
+    }
+
+    /// Heads in memory, and bytes of their contents.
+    pub fn heads(&self) -> (usize, usize) {
+        self.queues.heads()
+    }
+
+    /// Live leases.
+    pub fn leases(&self) -> usize {
+        self.leases.count()
+    }
+
+    fn needs_of_operation(
+        &self,
+        origin: &Origin,
+        operation: &Operation,
+        facts: &Facts,
+    ) -> Vec<Need> {
+        match operation {
+            Operation::Push(push) => self.needs_of_push(origin, push, facts),
+            Operation::Fetch(fetch) => self.needs_of_fetch(origin, fetch),
+            Operation::Ack(ack) => {
+                self.needs_of_answers(ack.leases.iter().map(|item| (item.job, item.lease)), false)
+            }
+            Operation::Fail(fail) => {
+                self.needs_of_answers(fail.leases.iter().map(|item| (item.job, item.lease)), true)
+            }
+            Operation::Release(release) => self.needs_of_answers(
+                release.leases.iter().map(|item| (item.job, item.lease)),
+                true,
+            ),
+            Operation::Extend(extend) => self.needs_of_answers(
+                extend.leases.iter().map(|item| (item.job, item.lease)),
+                false,
+            ),
+            Operation::Goodbye(_) => self.needs_of_session(origin.session),
+            Operation::JobGet(get) => {
+                let mut needs: Vec<Need> = self.need_of_job(get.job, true).into_iter().collect();
+                needs.push(Need::Errors(get.job));
+                needs
+            }
+            Operation::DeadRevive(select) | Operation::DeadPurge(select) => {
+                self.needs_of_dead(origin, select, facts)
+            }
+            Operation::Hello(_)
+            | Operation::Heartbeat(_)
+            | Operation::DeadList(_)
+            | Operation::QueueList(_)
+            | Operation::QueuePause(_)
+            | Operation::QueueResume(_)
+            | Operation::Stats(_) => Vec::new(),
+        }
+    }
+
+    /// Serves a request; `None` when it is answered later, or was answered already.
+    fn request(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        operation: Operation,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Result<Option<ReplyBody>, WireError> {
+        let body = match operation {
+            Operation::Push(push) => self.push(now, &origin, push, facts, outcome)?,
+            Operation::Fetch(fetch) => return self.fetch(now, origin, fetch, facts, outcome),
+            Operation::Ack(ack) => self.ack(now, &origin, &ack, facts),
+            Operation::Fail(fail) => self.fail(now, &origin, fail, facts),
+            Operation::Release(release) => self.release(now, &origin, &release, facts, outcome),
+            Operation::Extend(extend) => self.extend(now, &origin, &extend, facts),
+            Operation::Heartbeat(_) => {
+                let body = self.heartbeat(&origin)?;
+                outcome.replies.push(Reply {
+                    caller: origin.caller,
+                    after: GroupNumber(0),
+                    result: Ok(body),
+                });
+                return Ok(None);
+            }
+            Operation::Goodbye(_) => self.goodbye(now, &origin, facts, outcome)?,
+            Operation::JobGet(get) => self.job_view(&origin, get.job, facts)?,
+            Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
+            Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,
+            Operation::QueueList(list) => self.queue_list(&origin, &list),
+            Operation::QueuePause(names) => self.pause(&origin, &names)?,
+            Operation::QueueResume(names) => self.resume(now, &origin, &names, outcome)?,
+            Operation::Stats(_) => self.stats(now, &origin),
+            Operation::Hello(_) | Operation::DeadList(_) => {
+                return Err(WireError::new(
+                    ErrorCode::BadRequest,
+                    "this operation does not belong to the engine",
+                ));
+            }
+        };
+        Ok(Some(body))
+    }
+
+    /// Answers a caller: as soon as everything that has happened so far is durable.
+    fn reply(
+        &mut self,
+        caller: Caller,
+        result: Result<ReplyBody, WireError>,
+        outcome: &mut Outcome,
+    ) {
+        let after = self.own_group();
+        outcome.replies.push(Reply {
+            caller,
+            after,
+            result,
+        });
+    }
+
+    /// The group with which everything that has happened so far is durable.
+    fn own_group(&mut self) -> GroupNumber {
+        if self.group.is_empty() {
+            return GroupNumber(self.group.number.0 - 1);
+        }
+        self.group.is_awaited = true;
+        self.group.number
+    }
+
+    /// The next number of the shard, and the group that must be durable before it is told.
+    fn take_number(&mut self) -> (u64, GroupNumber) {
+        if self.next_number + RESERVED_BLOCK / 2 >= self.head.reserved {
+            self.head.reserved = self.next_number + RESERVED_BLOCK;
+            self.reserved_in = self.group.number;
+            self.group.is_head_touched = true;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let after = match number < self.reserved_durably {
+            true => GroupNumber(0),
+            false => self.reserved_in,
+        };
+        (number, after)
+    }
+
+    /// A position at the tail.
+    fn position_at_tail(head: &mut HeadRecord) -> u64 {
+        head.position_high += 1;
+        head.position_high
+    }
+
+    /// A position at the head.
+    fn position_at_head(&mut self) -> u64 {
+        self.head.position_low -= 1;
+        self.head.position_low
+    }
+
+    /// An entry leaves its run. When it was the last one, the run goes.
+    fn leave(&mut self, run: RunKey, index: u8) {
+        let entries = self.group.runs.get(&run).map(|run| run.entries.len());
+        let Some(state) = self.runs.get_mut(&run) else {
+            return;
+        };
+        if let Some(entries) = entries {
+            state.entries = u8::try_from(entries).unwrap_or(u8::MAX);
+        }
+        if !state.left.insert(index) {
+            return;
+        }
+        self.group.operations += 1;
+        self.group.bytes += 8;
+        self.group.left.entry(run).or_default().insert(index);
+        let is_open = entries.is_some();
+        if !is_open && state.left.count() == u32::from(state.entries) {
+            self.group.left.remove(&run);
+            self.drop_run(run);
+        }
+    }
+
+    /// Forgets a run of which nothing is left, and the records of acks that spoke only of such.
+    fn drop_run(&mut self, run: RunKey) {
+        self.group.delete(Change::DeleteRun(run));
+        for part in self
+            .runs
+            .remove(&run)
+            .map(|state| state.acks)
+            .unwrap_or_default()
+        {
+            if count_down(&mut self.acks, part) {
+                self.group.delete(Change::DeleteAcks(part));
+            }
+        }
+    }
+
+    /// Packs what left which runs into parts, and drops the runs of this group that are used up
+    /// already.
+    fn seal_acks(&mut self, group: &mut OpenGroup) -> Vec<(PartKey, Vec<LeftRun>)> {
+        let mut rows = Vec::with_capacity(group.left.len());
+        for (run, left) in std::mem::take(&mut group.left) {
+            let Some(state) = self.runs.get_mut(&run) else {
+                continue;
+            };
+            if let Some(open) = group.runs.get(&run) {
+                state.entries = u8::try_from(open.entries.len()).unwrap_or(u8::MAX);
+            }
+            if state.left.count() == u32::from(state.entries) {
+                // It is used up within its own group: the store never hears of it.
+                group.runs.remove(&run);
+                self.runs.remove(&run);
+                continue;
+            }
+            rows.push(LeftRun {
+                run,
+                entries: state.entries,
+                left,
+            });
+        }
+        for (run, open) in &group.runs {
+            if let Some(state) = self.runs.get_mut(run) {
+                state.entries = u8::try_from(open.entries.len()).unwrap_or(u8::MAX);
+            }
+        }
+        let parts = rows.chunks(ACKS_PER_PART).zip(0_u16..);
+        let parts = parts.map(|(rows, part)| {
+            (
+                PartKey {
+                    group: group.number,
+                    part,
+                },
+                rows.to_vec(),
+            )
+        });
+        let parts: Vec<_> = parts.collect();
+        for (part, rows) in &parts {
+            self.acks
+                .insert(*part, u32::try_from(rows.len()).unwrap_or(u32::MAX));
+            for row in rows {
+                if let Some(state) = self.runs.get_mut(&row.run) {
+                    state.acks.push(*part);
+                }
+            }
+        }
+        parts
+    }
+
+    /// Packs the grants and extensions of leases that still live into parts.
+    fn seal_leases(&mut self, group: &mut OpenGroup) -> Vec<Change> {
+        let rows: Vec<_> = std::mem::take(&mut group.grants).into_values().collect();
+        let mut changes = Vec::new();
+        for (rows, part) in rows.chunks(LEASES_PER_PART).zip(0_u16..) {
+            let key = PartKey {
+                group: group.number,
+                part,
+            };
+            self.lease_parts
+                .insert(key, u32::try_from(rows.len()).unwrap_or(u32::MAX));
+            for row in rows {
+                if let Some(lease) = self.leases.find_mut(&row.job) {
+                    lease.part = Some(key);
+                }
+            }
+            changes.push(Change::PutLeases(key, rows.to_vec()));
+        }
+        changes
+    }
+
+    /// A lease is over, or is told of by a later record: the record that spoke of it may go.
+    fn leave_lease_part(&mut self, job: ganger_protocol::JobId, part: Option<PartKey>) {
+        match part {
+            None => {
+                self.group.grants.remove(&job);
+            }
+            Some(part) if count_down(&mut self.lease_parts, part) => {
+                self.group.delete(Change::DeleteLeases(part));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether this session is known, else what a caller without one is told.
+    fn known_session(&self, session: Option<SessionId>) -> Result<SessionId, WireError> {
+        let known = session.filter(|id| self.sessions.find(*id).is_some());
+        known.ok_or_else(|| WireError {
+            field: Some("session".to_owned()),
+            ..WireError::new(
+                ErrorCode::NotFound,
+                "the session of this connection is over; open another by hello on a new connection",
+            )
+        })
+    }
+}
+
+/// Lowers a count and whether it reached zero, upon which it is forgotten.
+fn count_down(counts: &mut BTreeMap<PartKey, u32>, part: PartKey) -> bool {
+    let Some(count) = counts.get_mut(&part) else {
+        return false;
+    };
+    *count -= 1;
+    let is_over = *count == 0;
+    if is_over {
+        counts.remove(&part);
+    }
+    is_over
+}
+
+/// A lease number as the wire has it.
+fn lease_id(number: u64) -> LeaseId {
+    LeaseId(number)
+}

@@ -383,7 +383,7 @@ pub struct PartKey {
 pub const ACKS_PER_PART: usize = 80;
 
 /// Rows of one [`PartKey`] of leases at most.
-pub const LEASES_PER_PART: usize = 80;
+pub const LEASES_PER_PART: usize = 64;
 
 /// A set of entries of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

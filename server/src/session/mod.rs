@@ -1,5 +1,522 @@
-//! One connection, in parts that have no IO: what is agreed on ([`handshake`]), and which request
-//! is legal when ([`state`]).
+//! One connection: reads frames, decodes, authorises, and hands commands to the driver; replies
+//! leave through the connection's [`Outbox`].
+//!
+//! A session task never waits for the disk. It stops reading its socket while too much is not
+//! durable, or while its client does not read its replies. What is agreed on in `hello` is
+//! [`handshake`]'s, which request is legal when, [`state`]'s, both without IO.
 
 pub mod handshake;
 pub mod state;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use ganger_engine::{
+    command::{Caller, Command, ConnectionId, Mono, Origin, Producer},
+    records::ProducerNumber,
+};
+use ganger_protocol::{
+    DurationMs, ErrorCode, NamespaceName, SessionId, WireError, frame,
+    request::{Hello, Operation, Request},
+    response::{HelloReply, Notice, Reply, ReplyBody, SessionReply},
+};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, net::tcp::OwnedReadHalf};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    handshake::{Accepted, Nonce, Terms},
+    state::{Open, State},
+};
+use crate::{
+    auth::{self, Identity},
+    driver::{Outbox, Shard},
+    server::Shared,
+};
+
+/// A session stops reading while its client has not read so many bytes of replies.
+const UNSENT_BYTES_MAX: usize = 8 << 20;
+
+/// Room for one read of a socket.
+const READ_BYTES: usize = 16 << 10;
+
+/// What others may know of a connection: the listener's sweeper ends those that overstay.
+#[derive(Debug)]
+pub struct Presence {
+    /// Where its replies go.
+    pub outbox: Arc<Outbox>,
+    /// Ends the connection.
+    pub close: CancellationToken,
+    /// When it was accepted.
+    opened_at: Mono,
+    /// When its last frame came, in ms of the monotonic clock.
+    seen_at: AtomicU64,
+    /// When the frame began that is not complete yet; 0: there is none.
+    begun_at: AtomicU64,
+    is_open: AtomicBool,
+    has_session: AtomicBool,
+}
+
+/// How long a connection may do what; see the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From connecting to an accepted `hello`.
+    pub hello: DurationMs,
+    /// For a frame that has begun.
+    pub frame: DurationMs,
+    /// Without session and request.
+    pub idle: DurationMs,
+    /// Without reading its replies.
+    pub write_stall: DurationMs,
+}
+
+impl Presence {
+    /// A connection that was just accepted.
+    pub fn new(outbox: Arc<Outbox>, now: Mono) -> Self {
+        Self {
+            outbox,
+            close: CancellationToken::new(),
+            opened_at: now,
+            seen_at: AtomicU64::new(now.0),
+            begun_at: AtomicU64::new(0),
+            is_open: AtomicBool::new(false),
+            has_session: AtomicBool::new(false),
+        }
+    }
+
+    /// Why the connection has overstayed; `None`: it has not.
+    pub fn overstays(&self, now: Mono, patience: &Patience) -> Option<&'static str> {
+        let passed = |since: Mono, max: DurationMs| now.since(since) > max;
+        if !self.is_open.load(Ordering::Acquire) {
+            return passed(self.opened_at, patience.hello).then_some("no hello in time");
+        }
+        if self
+            .outbox
+            .blocked_since()
+            .is_some_and(|since| passed(since, patience.write_stall))
+        {
+            return Some("its replies are not read");
+        }
+        let begun = Mono(self.begun_at.load(Ordering::Acquire));
+        if begun != Mono(0) && passed(begun, patience.frame) {
+            return Some("a frame is not completed");
+        }
+        let seen = Mono(self.seen_at.load(Ordering::Acquire));
+        let is_idle = !self.has_session.load(Ordering::Acquire) && self.outbox.unanswered() == 0;
+        (is_idle && passed(seen, patience.idle)).then_some("it is idle")
+    }
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id: ConnectionId) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "a socket is gone");
+        return;
+    }
+    let (reader, writer) = stream.into_split();
+    let outbox = Arc::new(Outbox::new(id, writer));
+    let presence = Arc::new(Presence::new(outbox, shared.clock.now().mono));
+    shared.connections.enter(id, Arc::clone(&presence));
+    let Ok(nonce) = auth::random() else {
+        tracing::error!("the system gives no random bytes; a connection is refused");
+        shared.connections.leave(id);
+        return;
+    };
+    let mut session = Session {
+        shared,
+        presence,
+        peer,
+        nonce,
+        stage: Stage::Greeted,
+    };
+    session.run(reader).await;
+    session.end();
+}
+
+/// One connection's state.
+#[derive(Debug)]
+struct Session {
+    shared: Arc<Shared>,
+    presence: Arc<Presence>,
+    peer: SocketAddr,
+    nonce: Nonce,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// `welcome` was sent.
+    Greeted,
+    /// `hello` was accepted.
+    Open(Box<Opened>),
+}
+
+/// What `hello` agreed on.
+#[derive(Debug)]
+struct Opened {
+    shard: Arc<Shard>,
+    identity: Identity,
+    namespace: NamespaceName,
+    session: Option<SessionId>,
+    producer: Option<Producer>,
+    /// Whether the producer was made on this connection: then it is known that it never pushed
+    /// before, however old it is.
+    is_producer_new: bool,
+}
+
+/// Whether the connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    Close,
+}
+
+impl Session {
+    async fn run(&mut self, mut reader: OwnedReadHalf) {
+        let welcome = handshake::welcome(&self.nonce, &self.shared.tokens, &self.shared.limits);
+        self.presence.outbox.notice(&Notice::Welcome(welcome));
+        self.flush();
+        let mut buffer = BytesMut::new();
+        let presence = Arc::clone(&self.presence);
+        let clock = self.shared.clock.clone();
+        loop {
+            self.wait_for_room().await;
+            buffer.reserve(READ_BYTES);
+            // Cancel-safe: `read_buf` takes nothing unless it completes, `drain` keeps what it has
+            // not sent in the outbox.
+            let read = tokio::select! {
+                () = presence.close.cancelled() => return,
+                sent = presence.outbox.drain(|| clock.now().mono) => match sent {
+                    Ok(()) => continue,
+                    Err(_gone) => return,
+                },
+                read = reader.read_buf(&mut buffer) => read,
+            };
+            match read {
+                Ok(0) => {
+                    if !buffer.is_empty() {
+                        tracing::debug!(peer = %self.peer, "closed inside of a frame");
+                    }
+                    return;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "a socket is gone");
+                    return;
+                }
+            }
+            if self.take_frames(&mut buffer).await == Then::Close {
+                return;
+            }
+        }
+    }
+
+    /// Waits while too much is not durable, or not read by the client.
+    async fn wait_for_room(&self) {
+        let presence = &self.presence;
+        if let Stage::Open(opened) = &self.stage {
+            tokio::select! {
+                () = opened.shard.has_room() => {}
+                () = presence.close.cancelled() => {}
+            }
+        }
+        while presence.outbox.unsent_bytes() > UNSENT_BYTES_MAX {
+            tokio::select! {
+                sent = presence.outbox.drain(|| self.shared.clock.now().mono) => {
+                    if sent.is_err() {
+                        return;
+                    }
+                }
+                () = presence.close.cancelled() => return,
+            }
+        }
+    }
+
+    /// Handles every whole frame of the buffer; their commands are applied together.
+    async fn take_frames(&mut self, buffer: &mut BytesMut) -> Then {
+        let now = self.shared.clock.now().mono;
+        self.presence.seen_at.store(now.0, Ordering::Release);
+        let mut commands = Vec::new();
+        let then = loop {
+            let limit = match &self.stage {
+                Stage::Greeted => self.shared.hello_bytes_max,
+                Stage::Open(_) => self.shared.limits.frame_bytes_max,
+            };
+            match frame::decode(buffer, limit) {
+                Ok(None) => break Then::GoOn,
+                Ok(Some(map)) => {
+                    if self.take_frame(&map, &mut commands).await == Then::Close {
+                        break Then::Close;
+                    }
+                }
+                Err(error) => {
+                    self.answer(0, Err(WireError::from(error)));
+                    break Then::Close;
+                }
+            }
+        };
+        let begun = if buffer.is_empty() { 0 } else { now.0.max(1) };
+        let earlier = self.presence.begun_at.load(Ordering::Acquire);
+        if begun == 0 || earlier == 0 {
+            self.presence.begun_at.store(begun, Ordering::Release);
+        }
+        self.submit(&mut commands);
+        self.flush();
+        then
+    }
+
+    async fn take_frame(&mut self, map: &Bytes, commands: &mut Vec<Command>) -> Then {
+        let request = match Request::decode(map) {
+            Ok(request) => request,
+            Err(refusal) => {
+                self.answer(refusal.id, Err(refusal.error));
+                return match self.stage {
+                    Stage::Greeted => Then::Close,
+                    Stage::Open(_) => Then::GoOn,
+                };
+            }
+        };
+        let Request { id, operation } = request;
+        match self.admit(&operation) {
+            Ok(()) => self.perform(id, operation, commands).await,
+            Err(error) => {
+                self.answer(id, Err(error));
+                match self.stage {
+                    Stage::Greeted => Then::Close,
+                    Stage::Open(_) => Then::GoOn,
+                }
+            }
+        }
+    }
+
+    /// Whether a request may be served: its ranges, the state of the connection, the token, the
+    /// state of the server. In this order.
+    fn admit(&self, operation: &Operation) -> Result<(), WireError> {
+        operation.check(&self.shared.limits)?;
+        self.state().check(operation)?;
+        if let Stage::Open(opened) = &self.stage {
+            auth::authorise(&opened.identity, operation, &opened.namespace)?;
+        }
+        if self.shared.is_draining() {
+            state::check_draining(operation)?;
+        }
+        if matches!(operation, Operation::Push(_)) && self.shared.is_short_of_space() {
+            return Err(WireError::overloaded(
+                "the disk is nearly full; pushes are refused, answers are taken",
+                DurationMs::from_secs(5),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn perform(
+        &mut self,
+        id: u64,
+        operation: Operation,
+        commands: &mut Vec<Command>,
+    ) -> Then {
+        let opened = match &mut self.stage {
+            Stage::Open(opened) => opened,
+            Stage::Greeted => {
+                return match operation {
+                    Operation::Hello(hello) => self.hello(id, hello).await,
+                    _ => Then::Close,
+                };
+            }
+        };
+        let caller = Caller {
+            connection: self.presence.outbox.connection(),
+            request: id,
+        };
+        let origin = opened.origin(caller, &self.shared);
+        match operation {
+            Operation::DeadList(list) => {
+                let shard = Arc::clone(&opened.shard);
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                shard.list_dead(&origin, &list);
+            }
+            operation => {
+                if matches!(operation, Operation::Goodbye(_)) {
+                    opened.session = None;
+                    self.presence.has_session.store(false, Ordering::Release);
+                }
+                self.presence.outbox.expect_reply();
+                let operation = match operation {
+                    Operation::Fetch(mut fetch) if self.shared.is_draining() => {
+                        fetch.max = 0;
+                        Operation::Fetch(fetch)
+                    }
+                    operation => operation,
+                };
+                commands.push(Command::Request(origin, operation));
+            }
+        }
+        Then::GoOn
+    }
+
+    async fn hello(&mut self, id: u64, hello: Hello) -> Then {
+        let address = self.peer.ip();
+        let now = self.shared.clock.now();
+        if let Err(error) = self.shared.failures().check(address, now.mono) {
+            self.answer(id, Err(error));
+            return Then::Close;
+        }
+        let is_producer_new = hello
+            .producer
+            .as_ref()
+            .is_some_and(|producer| producer.id.is_none());
+        let client = hello.client.clone();
+        let Ok(fresh) = auth::random() else {
+            return Then::Close;
+        };
+        let terms = Terms {
+            tokens: &self.shared.tokens,
+            secret: &self.shared.secret,
+            nonce: &self.nonce,
+            fresh: ProducerNumber(u64::from_be_bytes(fresh)),
+            now: now.wall,
+        };
+        match handshake::accept(hello, &terms) {
+            Ok(accepted) => {
+                tracing::debug!(peer = %self.peer, client, token = accepted.identity.name(), "hello");
+                self.open(id, accepted, is_producer_new)
+            }
+            Err(error) => {
+                if error.code == ErrorCode::Unauthorized {
+                    let delay = self.shared.failures().record(address, now.mono);
+                    tracing::warn!(peer = %self.peer, "a login was refused");
+                    self.delay(delay).await;
+                }
+                self.answer(id, Err(error));
+                Then::Close
+            }
+        }
+    }
+
+    /// Waits, unless the connection is closed meanwhile.
+    async fn delay(&self, delay: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = self.presence.close.cancelled() => {}
+        }
+    }
+
+    fn open(&mut self, id: u64, accepted: Accepted, is_producer_new: bool) -> Then {
+        let Accepted {
+            v,
+            identity,
+            namespace,
+            session,
+            producer,
+        } = accepted;
+        let Some(shard) = self.shared.shards.home(&namespace) else {
+            return Then::Close;
+        };
+        shard.attach(&self.presence.outbox);
+        let mut opened = Opened {
+            shard: Arc::clone(&shard),
+            identity,
+            namespace,
+            session: None,
+            producer,
+            is_producer_new,
+        };
+        let connection = self.presence.outbox.connection();
+        let mut reply = None;
+        if let Some(hello) = session {
+            let origin = opened.origin(
+                Caller {
+                    connection,
+                    request: id,
+                },
+                &self.shared,
+            );
+            let Some(session) = shard.submit([Command::OpenSession { origin, hello }]) else {
+                return Then::Close;
+            };
+            opened.session = Some(session.id);
+            self.presence.has_session.store(true, Ordering::Release);
+            reply = Some(SessionReply {
+                id: session.id,
+                secret: self.shared.secret.session_secret(session.id),
+                ttl_ms: session.ttl,
+                lost: session.lost,
+            });
+        }
+        let body = HelloReply {
+            v,
+            features: Vec::new(),
+            limits: self.shared.limits,
+            server_time: self.shared.clock.now().wall,
+            session: reply,
+            producer: opened
+                .producer
+                .map(|producer| self.shared.secret.producer_text(producer)),
+        };
+        self.stage = Stage::Open(Box::new(opened));
+        self.presence.is_open.store(true, Ordering::Release);
+        self.answer(id, Ok(ReplyBody::Hello(Box::new(body))));
+        Then::GoOn
+    }
+
+    fn submit(&self, commands: &mut Vec<Command>) {
+        if let Stage::Open(opened) = &self.stage
+            && !commands.is_empty()
+        {
+            opened.shard.submit(commands.drain(..));
+        }
+    }
+
+    fn state(&self) -> State {
+        match &self.stage {
+            Stage::Greeted => State::BeforeHello,
+            Stage::Open(opened) => State::Open(Open {
+                session: opened.session.is_some(),
+                producer: opened.producer.is_some(),
+            }),
+        }
+    }
+
+    /// Answers a request that never reached the driver.
+    fn answer(&self, id: u64, result: Result<ReplyBody, WireError>) {
+        self.presence.outbox.refuse(&Reply { id, result });
+    }
+
+    fn flush(&self) {
+        self.presence.outbox.flush(self.shared.clock.now().mono);
+    }
+
+    fn end(self) {
+        let connection = self.presence.outbox.connection();
+        self.flush();
+        if let Stage::Open(opened) = &self.stage {
+            opened.shard.detach(connection, opened.session);
+        }
+        self.shared.connections.leave(connection);
+    }
+}
+
+impl Opened {
+    fn origin(&self, caller: Caller, shared: &Shared) -> Origin {
+        let producer = self.producer.map(|producer| match self.is_producer_new {
+            true => Producer {
+                made_at: shared.clock.now().wall,
+                ..producer
+            },
+            false => producer,
+        });
+        Origin {
+            caller,
+            namespace: self.namespace.clone(),
+            session: self.session,
+            producer,
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! Every limit at the limit and one past it, as tables: what `Operation::check` and
+//! `JobSpec::check` refuse, by which code, and which field they name.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that fails may panic, in its helpers too"
+)]
+
+use bytes::{Bytes, BytesMut};
+use ganger_protocol::{
+    DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp, WireError,
+    frame,
+    job::{OnConflict, Unique, UniqueUntil},
+    limits::{self, Limits},
+    request::*,
+    retry::Curve,
+    time::INTEGER_MAX,
+};
+
+const BAD: ErrorCode = ErrorCode::BadRequest;
+const LARGE: ErrorCode = ErrorCode::TooLarge;
+
+/// What is expected of a value: it passes, or this code about this field.
+type Outcome = Result<(), (ErrorCode, &'static str)>;
+
+fn outcome(result: &Result<(), WireError>) -> Result<(), (ErrorCode, &str)> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => Err((error.code, error.field.as_deref().unwrap_or("-"))),
+    }
+}
+
+#[track_caller]
+fn check_job(expected: Outcome, change: impl FnOnce(&mut JobSpec)) {
+    let mut job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    change(&mut job);
+    assert_eq!(outcome(&job.check(&Limits::default())), expected);
+}
+
+#[track_caller]
+fn check(expected: Outcome, operation: &Operation) {
+    let limits = Limits::default();
+    let result = operation.check(&limits);
+    assert_eq!(outcome(&result), expected);
+    if let Err(WireError {
+        limit: Some(limit),
+        actual: Some(actual),
+        ..
+    }) = result
+    {
+        assert_ne!(limit, actual, "the limit itself is allowed");
+    }
+}
+
+/// Checks a number at both ends of its range and one past each; zero has nothing below it.
+fn check_range(
+    field: &'static str,
+    range: std::ops::RangeInclusive<u64>,
+    check: impl Fn(Outcome, u64),
+) {
+    check(Ok(()), *range.start());
+    check(Ok(()), *range.end());
+    check(Err((BAD, field)), range.end() + 1);
+    if let Some(below) = range.start().checked_sub(1) {
+        check(Err((BAD, field)), below);
+    }
+}
+
+/// Checks the length of a list at both ends of its range and one past each.
+fn check_length(
+    field: &'static str,
+    range: std::ops::RangeInclusive<usize>,
+    check: impl Fn(Outcome, usize),
+) {
+    check(Ok(()), *range.start());
+    check(Ok(()), *range.end());
+    check(Err((LARGE, field)), range.end() + 1);
+    if let Some(below) = range.start().checked_sub(1) {
+        check(Err((BAD, field)), below);
+    }
+}
+
+const JOB: JobId = JobId::from_bytes([7; JobId::BYTES]);
+const LEASE: LeaseId = LeaseId(1);
+const DAY_MS: u64 = 86_400_000;
+const TEN_YEARS_MS: u64 = 3653 * DAY_MS;
+
+fn ack_item() -> AckItem {
+    AckItem {
+        job: JOB,
+        lease: LEASE,
+        result: None,
+    }
+}
+
+fn fail_item() -> FailItem {
+    FailItem {
+        job: JOB,
+        lease: LEASE,
+        kind: "error".to_owned(),
+        message: String::new(),
+        backtrace: String::new(),
+        retry_in_ms: None,
+        dead: false,
+        discard: false,
+    }
+}
+
+fn fetch() -> Fetch {
+    Fetch {
+        queues: vec!["mail".parse().unwrap()],
+        max: 1,
+        ..Fetch::default()
+    }
+}
+
+fn hello(session: SessionHello) -> Operation {
+    Operation::Hello(Hello {
+        v: 1,
+        client: String::new(),
+        features: Vec::new(),
+        namespace: Default::default(),
+        auth: None,
+        session: Some(session),
+        producer: None,
+    })
+}
+
+#[test]
+fn numbers_of_a_job() {
+    check_range("priority", 0..=9, |expected, n| {
+        check_job(expected, |job| {
+            job.priority = Some(u8::try_from(n).unwrap());
+        });
+    });
+    check_range("max_attempts", 1..=10_000, |expected, n| {
+        check_job(expected, |job| {
+            job.max_attempts = Some(u32::try_from(n).unwrap());
+        });
+    });
+    check_range("timeout_ms", 1_000..=DAY_MS, |expected, n| {
+        check_job(expected, |job| job.timeout_ms = Some(DurationMs(n)));
+    });
+    check_range("delay_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, |job| job.delay_ms = Some(DurationMs(n)));
+    });
+    check_range("run_at", 0..=INTEGER_MAX, |expected, n| {
+        check_job(expected, |job| job.run_at = Some(Timestamp(n)));
+    });
+}
+
+#[test]
+fn sizes_of_a_job() {
+    check_length("payload", 0..=1 << 20, |expected, n| {
+        check_job(expected, |job| job.payload = vec![0; n].into());
+    });
+    check_length("headers", 0..=4096, |expected, n| {
+        let value = "v".repeat(n.saturating_sub(4));
+        check_job(expected, |job| {
+            job.headers.extend([("name".to_owned(), value)]);
+        });
+    });
+    check_length("content_type", 0..=128, |expected, n| {
+        check_job(expected, |job| {
+            job.content_type = Some("t".repeat(n).into());
+        });
+    });
+    check_length("tags", 0..=8, |expected, n| {
+        check_job(expected, |job| job.tags = vec!["tag".parse().unwrap(); n]);
+    });
+}
+
+#[test]
+fn limits_of_the_server_go_before_those_of_the_protocol() {
+    let limits = Limits {
+        payload_bytes_max: 3,
+        items_max: 2,
+        ..Limits::default()
+    };
+    let job = |bytes| JobSpec::new("kind".parse().unwrap(), vec![0; bytes]);
+    assert_eq!(job(3).check(&limits), Ok(()));
+    assert_eq!(
+        job(4).check(&limits),
+        Err(WireError::too_large("payload", 3, 4))
+    );
+    let push = |jobs| {
+        Operation::Push(Push {
+            jobs: vec![job(0); jobs],
+            atomic: false,
+            seq: None,
+        })
+    };
+    assert_eq!(push(2).check(&limits), Ok(()));
+    assert_eq!(
+        push(3).check(&limits),
+        Err(WireError::too_large("jobs", 2, 3))
+    );
+}
+
+#[test]
+fn a_job_has_one_time_only() {
+    check_job(Err((BAD, "delay_ms")), |job| {
+        job.run_at = Some(Timestamp(0));
+        job.delay_ms = Some(DurationMs(0));
+    });
+}
+
+#[test]
+fn backoff_of_a_job() {
+    fn with(curve: Curve, change: impl FnOnce(&mut RetryPolicy)) -> impl FnOnce(&mut JobSpec) {
+        let mut policy = RetryPolicy {
+            curve,
+            ..RetryPolicy::default()
+        };
+        change(&mut policy);
+        move |job| job.backoff = Some(Box::new(policy))
+    }
+    let int = |n| u32::try_from(n).unwrap();
+    check_range("backoff.base_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, with(Curve::Poly, |p| p.base_ms = DurationMs(n)));
+    });
+    check_range("backoff.cap_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, with(Curve::Poly, |p| p.cap_ms = DurationMs(n)));
+    });
+    check_range("backoff.jitter_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, with(Curve::Poly, |p| p.jitter_ms = DurationMs(n)));
+    });
+    check_range("backoff.factor", 1..=10, |expected, n| {
+        check_job(expected, with(Curve::Poly, |p| p.factor = int(n)));
+    });
+    check_range("backoff.factor", 1..=100, |expected, n| {
+        check_job(expected, with(Curve::Exponential, |p| p.factor = int(n)));
+    });
+    check_range("backoff.jitter_percent", 0..=100, |expected, n| {
+        check_job(expected, with(Curve::Fixed, |p| p.jitter_percent = int(n)));
+    });
+    check_range("backoff.table_ms", 1..=64, |expected, n| {
+        let table = vec![DurationMs(1); usize::try_from(n).unwrap()];
+        check_job(expected, with(Curve::Table, |p| p.table_ms = table));
+    });
+    check_range("backoff.table_ms[1]", 0..=TEN_YEARS_MS, |expected, n| {
+        let table = vec![DurationMs(1), DurationMs(n)];
+        check_job(expected, with(Curve::Table, |p| p.table_ms = table));
+    });
+    check_job(
+        Err((BAD, "backoff.table_ms")),
+        with(Curve::Fixed, |p| p.table_ms = vec![DurationMs(1)]),
+    );
+}
+
+#[test]
+fn fields_that_are_not_served_are_refused_by_name() {
+    let name = || "name".parse().unwrap();
+    let refused = |field| Err((ErrorCode::UnsupportedOp, field));
+    check_job(refused("expires_at"), |job| {
+        job.expires_at = Some(Timestamp(1));
+    });
+    check_job(refused("key"), |job| job.key = Some(name()));
+    check_job(refused("batch"), |job| job.batch = Some(name()));
+    check_job(refused("after"), |job| job.after = vec![name()]);
+    check_job(refused("retain_ms"), |job| {
+        job.retain_ms = Some(DurationMs(0));
+    });
+    check_job(refused("unique"), |job| {
+        job.unique = Some(Box::new(Unique {
+            key: name(),
+            until: UniqueUntil::default(),
+            ttl_ms: None,
+            on_conflict: OnConflict::default(),
+        }));
+    });
+    let result = || AckItem {
+        result: Some(Bytes::new()),
+        ..ack_item()
+    };
+    let leases = vec![ack_item(), result()];
+    check(refused("leases[1].result"), &Operation::Ack(Ack { leases }));
+    let acks = vec![ack_item(), ack_item(), result()];
+    check(
+        refused("acks[2].result"),
+        &Operation::Fetch(Fetch { acks, ..fetch() }),
+    );
+}
+
+#[test]
+fn counts_of_a_request() {
+    check_length("jobs", 1..=1000, |expected, n| {
+        let push = Push {
+            jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new()); n],
+            atomic: false,
+            seq: None,
+        };
+        check(expected, &Operation::Push(push));
+    });
+    check_length("leases", 1..=1000, |expected, n| {
+        let leases = vec![ack_item(); n];
+        check(expected, &Operation::Ack(Ack { leases }));
+        let leases = vec![fail_item(); n];
+        check(expected, &Operation::Fail(Fail { leases }));
+        let release = ReleaseItem {
+            job: JOB,
+            lease: LEASE,
+            delay_ms: None,
+        };
+        let leases = vec![release; n];
+        check(expected, &Operation::Release(Release { leases }));
+        let extend = ExtendItem {
+            job: JOB,
+            lease: LEASE,
+            ms: DurationMs(1_000),
+        };
+        let leases = vec![extend; n];
+        check(expected, &Operation::Extend(Extend { leases }));
+    });
+    check_length("queues", 1..=1000, |expected, n| {
+        let names = || QueueNames {
+            queues: vec!["mail".parse().unwrap(); n],
+        };
+        check(expected, &Operation::QueuePause(names()));
+        check(expected, &Operation::QueueResume(names()));
+    });
+}
+
+#[test]
+fn the_number_of_a_push() {
+    check_range("seq", 1..=INTEGER_MAX, |expected, n| {
+        let push = Push {
+            jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())],
+            atomic: false,
+            seq: Some(n),
+        };
+        check(expected, &Operation::Push(push));
+    });
+}
+
+#[test]
+fn fetches() {
+    let int = |n| u32::try_from(n).unwrap();
+    let checked = |expected, change: &dyn Fn(&mut Fetch)| {
+        let mut fetch = fetch();
+        change(&mut fetch);
+        check(expected, &Operation::Fetch(fetch));
+    };
+    check_length("queues", 1..=64, |expected, n| {
+        checked(expected, &|fetch| {
+            fetch.queues = vec!["a*".parse().unwrap(); n];
+        });
+    });
+    check_range("max", 0..=1000, |expected, n| {
+        checked(expected, &|fetch| fetch.max = int(n));
+    });
+    check_range("wait_ms", 0..=60_000, |expected, n| {
+        checked(expected, &|fetch| fetch.wait_ms = DurationMs(n));
+    });
+    check_range("weights[0]", 1..=1000, |expected, n| {
+        checked(expected, &|fetch| fetch.weights = vec![int(n)]);
+    });
+    checked(Err((BAD, "weights")), &|fetch| fetch.weights = vec![1, 1]);
+    check_length("acks", 0..=1000, |expected, n| {
+        checked(expected, &|fetch| fetch.acks = vec![ack_item(); n]);
+    });
+    check_length("fails", 0..=1000, |expected, n| {
+        checked(expected, &|fetch| fetch.fails = vec![fail_item(); n]);
+    });
+}
+
+#[test]
+fn answers_to_leases() {
+    let fail = |expected, change: &dyn Fn(&mut FailItem)| {
+        let mut item = fail_item();
+        change(&mut item);
+        let leases = vec![fail_item(), item];
+        check(expected, &Operation::Fail(Fail { leases }));
+    };
+    check_length("leases[1].kind", 0..=100, |expected, n| {
+        fail(expected, &|item| item.kind = "k".repeat(n));
+    });
+    check_range("leases[1].retry_in_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        fail(expected, &|item| item.retry_in_ms = Some(DurationMs(n)));
+    });
+    fail(Ok(()), &|item| {
+        item.message = "m".repeat(limits::ERROR_MESSAGE_BYTES_MAX + 1);
+    });
+    fail(Err((BAD, "leases[1].discard")), &|item| {
+        (item.dead, item.discard) = (true, true);
+    });
+    fail(Err((BAD, "leases[1].retry_in_ms")), &|item| {
+        (item.dead, item.retry_in_ms) = (true, Some(DurationMs(0)));
+    });
+    check_range("leases[0].delay_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        let leases = vec![ReleaseItem {
+            job: JOB,
+            lease: LEASE,
+            delay_ms: Some(DurationMs(n)),
+        }];
+        check(expected, &Operation::Release(Release { leases }));
+    });
+    check_range("leases[0].ms", 1_000..=DAY_MS, |expected, n| {
+        let leases = vec![ExtendItem {
+            job: JOB,
+            lease: LEASE,
+            ms: DurationMs(n),
+        }];
+        check(expected, &Operation::Extend(Extend { leases }));
+    });
+}
+
+#[test]
+fn sessions() {
+    check_length("session.name", 0..=256, |expected, n| {
+        let name = "n".repeat(n);
+        check(
+            expected,
+            &hello(SessionHello {
+                name,
+                ..SessionHello::default()
+            }),
+        );
+    });
+    check_length("session.host", 0..=256, |expected, n| {
+        let host = "h".repeat(n);
+        check(
+            expected,
+            &hello(SessionHello {
+                host,
+                ..SessionHello::default()
+            }),
+        );
+    });
+    let labelled = |expected, pairs: Vec<(String, String)>| {
+        let labels = pairs.into_iter().collect();
+        check(
+            expected,
+            &hello(SessionHello {
+                labels,
+                ..SessionHello::default()
+            }),
+        );
+    };
+    check_length("session.labels", 0..=16, |expected, n| {
+        labelled(
+            expected,
+            (0..n).map(|n| (n.to_string(), String::new())).collect(),
+        );
+    });
+    check_length("session.labels", 0..=256, |expected, n| {
+        labelled(expected, vec![("l".repeat(n), String::new())]);
+        labelled(expected, vec![(String::new(), "v".repeat(n))]);
+    });
+    check_range("session.ttl_ms", 1_000..=3_600_000, |expected, n| {
+        let ttl_ms = Some(DurationMs(n));
+        check(
+            expected,
+            &hello(SessionHello {
+                ttl_ms,
+                ..SessionHello::default()
+            }),
+        );
+    });
+    check_length("session.resume.held", 0..=1000, |expected, n| {
+        let held = vec![
+            LeaseRef {
+                job: JOB,
+                lease: LEASE
+            };
+            n
+        ];
+        let resume = Some(Resume {
+            id: SessionId(1),
+            secret: String::new(),
+            held,
+        });
+        check(
+            expected,
+            &hello(SessionHello {
+                resume,
+                ..SessionHello::default()
+            }),
+        );
+    });
+}
+
+#[test]
+fn lists_and_selections_of_dead_jobs() {
+    let int = |n| u32::try_from(n).unwrap();
+    check_range("limit", 1..=1000, |expected, n| {
+        check(
+            expected,
+            &Operation::DeadList(DeadList {
+                queue: Default::default(),
+                newest_first: false,
+                cursor: None,
+                limit: int(n),
+            }),
+        );
+    });
+    let queue = || Some("mail".parse().unwrap());
+    let select = |expected, select: DeadSelect| {
+        check(expected, &Operation::DeadRevive(select.clone()));
+        check(expected, &Operation::DeadPurge(select));
+    };
+    check_length("jobs", 1..=1000, |expected, n| {
+        let jobs = vec![JOB; n];
+        select(
+            expected,
+            DeadSelect {
+                jobs,
+                ..DeadSelect::default()
+            },
+        );
+    });
+    check_range("limit", 1..=1000, |expected, n| {
+        let limit = Some(int(n));
+        select(
+            expected,
+            DeadSelect {
+                queue: queue(),
+                limit,
+                ..DeadSelect::default()
+            },
+        );
+    });
+    let jobs = || vec![JOB];
+    let mixed = [
+        DeadSelect {
+            jobs: jobs(),
+            queue: queue(),
+            ..DeadSelect::default()
+        },
+        DeadSelect {
+            jobs: jobs(),
+            limit: Some(1),
+            ..DeadSelect::default()
+        },
+        DeadSelect {
+            jobs: jobs(),
+            before: Some(Timestamp(1)),
+            ..DeadSelect::default()
+        },
+    ];
+    for mixed in mixed {
+        select(Err((BAD, "queue")), mixed);
+    }
+}
+
+#[test]
+fn a_refusal_names_the_limit_and_the_actual_figure() {
+    let mut job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    job.priority = Some(10);
+    let error = job.check(&Limits::default()).unwrap_err();
+    assert_eq!((error.limit, error.actual), (Some(9), Some(10)));
+    job.priority = None;
+    job.timeout_ms = Some(DurationMs(999));
+    let error = job.check(&Limits::default()).unwrap_err();
+    assert_eq!((error.limit, error.actual), (Some(1_000), Some(999)));
+}
+
+#[test]
+fn a_frame_holds_at_either_limit_and_not_past_it() {
+    for limit in [
+        limits::FRAME_BYTES_MAX,
+        limits::FRAME_BYTES_MAX_BEFORE_HELLO,
+    ] {
+        for (length, passes) in [(limit, true), (limit + 1, false)] {
+            let header = u32::try_from(length).unwrap().to_be_bytes();
+            let taken = frame::decode(&mut BytesMut::from(&header[..]), limit);
+            assert_eq!(taken.is_ok(), passes, "{length}");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_session_names_as_many_leases_as_a_first_frame_can_hold() {
+    let encoded = |count| {
+        let held = vec![
+            LeaseRef {
+                job: JOB,
+                lease: LeaseId(INTEGER_MAX)
+            };
+            count
+        ];
+        let resume = Some(Resume {
+            id: SessionId(u64::MAX),
+            secret: "s".repeat(64),
+            held,
+        });
+        let operation = hello(SessionHello {
+            resume,
+            ..SessionHello::default()
+        });
+        let mut buffer = BytesMut::new();
+        Request { id: 1, operation }.encode(&mut buffer).unwrap();
+        buffer.len() - frame::HEADER_BYTES
+    };
+    assert!(encoded(1000) <= limits::FRAME_BYTES_MAX_BEFORE_HELLO);
+}

@@ -1,0 +1,517 @@
+//! Fetch: jobs are taken in the order that was asked for, each gets a lease; a fetch that finds
+//! none stands in line.
+
+use std::sync::Arc;
+
+use ganger_protocol::{
+    DurationMs, ErrorCode, NamespaceName, SessionId, WireError,
+    job::{GrantedJob, JobState},
+    limits::{SESSION_WAITERS_MAX, TIMEOUT_DEFAULT},
+    request::Fetch,
+    response::{FetchReply, LeaseResult, ReplyBody},
+};
+
+use crate::{
+    Engine,
+    command::{ConnectionId, Now, Origin, Outcome, Reply},
+    facts::{Facts, Need},
+    lease::Lease,
+    lease_id,
+    records::{GroupNumber, LeaseRecord, QueueNumber},
+    waiters::{Ticket, Until, Waiter},
+    window::{Head, HeadJob},
+};
+
+/// No further job once the contents of a reply have so many bytes, so that it fits in a frame.
+const REPLY_BYTES_MAX: usize = 4 << 20;
+
+/// Jobs that were taken for one fetch.
+#[derive(Debug, Default)]
+struct Grants {
+    jobs: Vec<GrantedJob>,
+    bytes: usize,
+    after: GroupNumber,
+}
+
+impl Engine {
+    pub(crate) fn needs_of_fetch(&self, origin: &Origin, fetch: &Fetch) -> Vec<Need> {
+        let acks = fetch.acks.iter().map(|item| (item.job, item.lease));
+        let fails = fetch.fails.iter().map(|item| (item.job, item.lease));
+        let mut needs = self.needs_of_answers(acks, false);
+        needs.extend(self.needs_of_answers(fails, true));
+        let is_strict = fetch.weights.is_empty();
+        let mut wanted = fetch.max as usize;
+        for (queue, _) in self.candidates(&origin.namespace, fetch) {
+            let Some(queue) = self.queues.find(queue) else {
+                continue;
+            };
+            let mut missing = wanted;
+            for (priority, window) in queue.windows() {
+                if missing > 0 && window.is_short_of(missing) {
+                    needs.push(self.need_of_heads(queue.record.number, priority, window.end));
+                    break;
+                }
+                missing = missing.saturating_sub(window.heads.len());
+            }
+            if is_strict {
+                wanted = missing;
+            }
+            if wanted == 0 {
+                break;
+            }
+        }
+        needs
+    }
+
+    pub(crate) fn need_of_heads(
+        &self,
+        queue: QueueNumber,
+        priority: u8,
+        after: Option<(u64, u8)>,
+    ) -> Need {
+        let (entries, bytes) = self.queues.refill_room();
+        Need::Heads {
+            lane: crate::records::Lane {
+                queue,
+                priority,
+                lane: 0,
+            },
+            after,
+            entries_max: u32::try_from(entries).unwrap_or(u32::MAX),
+            bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub(crate) fn fetch(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        mut fetch: Fetch,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Result<Option<ReplyBody>, WireError> {
+        let session = self.known_session(origin.session)?;
+        let carried = (
+            std::mem::take(&mut fetch.acks),
+            std::mem::take(&mut fetch.fails),
+        );
+        let is_carrying = !carried.0.is_empty() || !carried.1.is_empty();
+        if !is_carrying {
+            self.check_session_room(session, &fetch)?;
+        }
+        let acks = carried
+            .0
+            .iter()
+            .map(|item| self.ack_one(now, &origin, item, facts))
+            .collect();
+        let fails: Vec<LeaseResult> = carried
+            .1
+            .into_iter()
+            .map(|item| self.fail_one(now, &origin, item, facts))
+            .collect();
+        let mut grants = Grants::default();
+        self.collect(now, session, &origin.namespace, &fetch, &mut grants);
+        let is_answered = !grants.jobs.is_empty()
+            || fetch.max == 0
+            || !is_carrying && fetch.wait_ms == DurationMs::ZERO;
+        if is_carrying {
+            grants.after = grants.after.max(self.own_group());
+        }
+        if is_answered {
+            let body = FetchReply {
+                jobs: grants.jobs,
+                acks,
+                fails,
+            };
+            outcome.replies.push(Reply {
+                caller: origin.caller,
+                after: grants.after,
+                result: Ok(ReplyBody::Fetch(body)),
+            });
+            return Ok(None);
+        }
+        let until = match is_carrying {
+            true => Until::Durable {
+                group: grants.after,
+                acks,
+                fails,
+            },
+            false => Until::Deadline(now.mono.plus(fetch.wait_ms)),
+        };
+        self.stand(session, origin, fetch, until);
+        Ok(None)
+    }
+
+    fn check_session_room(&self, session: SessionId, fetch: &Fetch) -> Result<(), WireError> {
+        let Some(session) = self.sessions.find(session) else {
+            return Ok(());
+        };
+        let max = self.options.limits.session_leases_max;
+        let refusal = |message: String, max: usize| WireError {
+            limit: Some(max as u64),
+            actual: Some(max as u64),
+            ..WireError::overloaded(message, DurationMs::from_secs(1))
+        };
+        if fetch.max > 0 && session.leases.len() >= max {
+            return Err(refusal(
+                format!("a session may hold {max} leases; answer some first"),
+                max,
+            ));
+        }
+        if session.waiters.len() >= SESSION_WAITERS_MAX {
+            let max = SESSION_WAITERS_MAX;
+            return Err(refusal(
+                format!("{max} fetches of a session may wait at a time"),
+                max,
+            ));
+        }
+        Ok(())
+    }
+
+    /// The queues of a fetch that give leases, in order, each once, with its weight.
+    fn candidates(&self, namespace: &NamespaceName, fetch: &Fetch) -> Vec<(QueueNumber, u32)> {
+        let weights = fetch.weights.iter().copied().chain(std::iter::repeat(1));
+        let mut candidates: Vec<(QueueNumber, u32)> = Vec::new();
+        for (pattern, weight) in fetch.queues.iter().zip(weights) {
+            for queue in self.queues.matching(namespace, pattern) {
+                let number = queue.record.number;
+                let is_new = candidates.iter().all(|(known, _)| *known != number);
+                if is_new && !queue.record.paused {
+                    candidates.push((number, weight));
+                }
+            }
+        }
+        candidates
+    }
+
+    /// Takes jobs for a fetch, in its order.
+    fn collect(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        namespace: &NamespaceName,
+        fetch: &Fetch,
+        grants: &mut Grants,
+    ) {
+        let held = self
+            .sessions
+            .find(session)
+            .map_or(usize::MAX, |session| session.leases.len());
+        let room = self.options.limits.session_leases_max.saturating_sub(held);
+        let max = room.min(fetch.max as usize);
+        let candidates = self.candidates(namespace, fetch);
+        if fetch.weights.is_empty() {
+            for (queue, _) in candidates {
+                while grants.has_room(max) && self.take_from(now, queue, session, grants) {}
+            }
+            return;
+        }
+        while grants.has_room(max) {
+            let Some(queue) = self.next_by_weight(session, fetch, &candidates) else {
+                return;
+            };
+            if !self.take_from(now, queue, session, grants) {
+                return;
+            }
+        }
+    }
+
+    /// The queue whose turn it is: each that has jobs earns its weight, the richest pays for all.
+    /// So shares follow weights, whatever the length of a request, and nobody starves.
+    fn next_by_weight(
+        &mut self,
+        session: SessionId,
+        fetch: &Fetch,
+        candidates: &[(QueueNumber, u32)],
+    ) -> Option<QueueNumber> {
+        let has_jobs = |queue: &QueueNumber| self.first_window(*queue).is_some();
+        let ready: Vec<_> = candidates
+            .iter()
+            .filter(|(queue, _)| has_jobs(queue))
+            .collect();
+        let deficits = self.sessions.find_mut(session)?.deficits(&fetch.queues);
+        let total: i64 = ready.iter().map(|(_, weight)| i64::from(*weight)).sum();
+        deficits.retain(|queue, _| candidates.iter().any(|(known, _)| known == queue));
+        let mut best: Option<(i64, QueueNumber)> = None;
+        for (queue, weight) in ready {
+            let deficit = deficits.entry(*queue).or_default();
+            *deficit += i64::from(*weight);
+            if best.is_none_or(|(most, _)| *deficit > most) {
+                best = Some((*deficit, *queue));
+            }
+        }
+        let (_, queue) = best?;
+        *deficits.entry(queue).or_default() -= total;
+        Some(queue)
+    }
+
+    /// The highest priority of a queue that has a head at hand, none above it being unread.
+    fn first_window(&self, queue: QueueNumber) -> Option<u8> {
+        let queue = self.queues.find(queue)?;
+        let (priority, window) = queue.windows().find(|(_, window)| !window.is_idle())?;
+        (!window.heads.is_empty()).then_some(priority)
+    }
+
+    /// Takes the next job of a queue; whether there was one at hand.
+    fn take_from(
+        &mut self,
+        now: Now,
+        queue: QueueNumber,
+        session: SessionId,
+        grants: &mut Grants,
+    ) -> bool {
+        let head = self
+            .first_window(queue)
+            .and_then(|priority| self.queues.pop(queue, priority));
+        match head {
+            Some(head) => {
+                self.grant(now, head, session, grants);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn grant(&mut self, now: Now, head: Head, session: SessionId, grants: &mut Grants) {
+        let Head {
+            place,
+            id,
+            group,
+            job,
+        } = head;
+        let queue = place.run.lane.queue;
+        let (Some(content), Some(owner)) = (job.content().map(Arc::clone), self.queues.find(queue))
+        else {
+            return;
+        };
+        let (name, default) = (owner.record.name.clone(), owner.record.timeout_ms);
+        let timeout_ms = content.timeout_ms.or(default).unwrap_or(TIMEOUT_DEFAULT);
+        let pushed_at = job.pushed_at();
+        let (attempt, failures, has_record, spilled_parts) = match &job {
+            HeadJob::Packed(packed) => (1, 0, false, packed.spilled_parts),
+            HeadJob::Record(record) => (
+                record.attempt + 1,
+                record.failures,
+                true,
+                record.spilled_parts,
+            ),
+        };
+        let (number, reserved) = self.take_number();
+        let number = lease_id(number);
+        let deadline = now.mono.plus(timeout_ms);
+        self.leases.insert(
+            id,
+            Lease {
+                number,
+                queue,
+                session,
+                deadline,
+                place: Some(place),
+                has_record,
+                spilled_parts,
+                attempt,
+                part: None,
+            },
+        );
+        if let Some(session) = self.sessions.find_mut(session) {
+            session.leases.insert(id);
+        }
+        if let Some(run) = self.runs.get_mut(&place.run) {
+            run.heads -= 1;
+            run.leased += 1;
+        }
+        let deadline = now.wall.plus(timeout_ms);
+        let record = LeaseRecord {
+            job: id,
+            lease: number,
+            session,
+            deadline,
+            place,
+            attempt,
+        };
+        self.group.grants.insert(id, record);
+        self.group.operations += 1;
+        self.group.bytes += 64;
+        self.count(queue, Some(JobState::Ready), Some(JobState::Leased));
+        grants.after = grants.after.max(group).max(reserved);
+        if grants.after == self.group.number {
+            self.group.is_awaited = true;
+        }
+        grants.bytes += content.bound_bytes();
+        grants.jobs.push(GrantedJob {
+            id,
+            lease: number,
+            queue: name,
+            kind: content.kind.clone(),
+            payload: content.payload.clone(),
+            content_type: content.content_type.clone(),
+            headers: content.headers.clone(),
+            attempt,
+            failures,
+            timeout_ms,
+            pushed_at,
+            tags: content.tags.clone(),
+        });
+    }
+
+    fn stand(&mut self, session: SessionId, origin: Origin, fetch: Fetch, until: Until) {
+        let queues = fetch.queues.iter();
+        let queues = queues.flat_map(|pattern| self.queues.matching(&origin.namespace, pattern));
+        let mut queues: Vec<QueueNumber> = queues.map(|queue| queue.record.number).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        let ticket = self.waiters.insert(Waiter {
+            caller: origin.caller,
+            session,
+            namespace: origin.namespace,
+            fetch,
+            until,
+            queues: queues.clone(),
+        });
+        for queue in queues {
+            if let Some(queue) = self.queues.find_mut(queue) {
+                queue.waiters.insert(ticket);
+            }
+        }
+        if let Some(session) = self.sessions.find_mut(session) {
+            session.waiters.insert(ticket);
+        }
+    }
+
+    /// A queue has been made: fetches that name or match it stand there too.
+    pub(crate) fn stand_in(&mut self, number: QueueNumber) {
+        let Some(queue) = self.queues.find_mut(number) else {
+            return;
+        };
+        let (namespace, name) = (queue.record.namespace.clone(), queue.record.name.clone());
+        for (ticket, waiter) in self.waiters.iter_mut() {
+            let is_meant = waiter
+                .fetch
+                .queues
+                .iter()
+                .any(|pattern| pattern.matches(&name));
+            if waiter.namespace == namespace && is_meant {
+                waiter.queues.push(number);
+                queue.waiters.insert(ticket);
+            }
+        }
+    }
+
+    /// Takes a fetch out of every line that it stands in.
+    fn unstand(&mut self, ticket: Ticket) -> Option<Waiter> {
+        let waiter = self.waiters.remove(ticket)?;
+        for queue in &waiter.queues {
+            if let Some(queue) = self.queues.find_mut(*queue) {
+                queue.waiters.remove(&ticket);
+            }
+        }
+        if let Some(session) = self.sessions.find_mut(waiter.session) {
+            session.waiters.remove(&ticket);
+        }
+        Some(waiter)
+    }
+
+    /// Hands the ready jobs of a queue to those who wait for it, the oldest ticket first.
+    pub(crate) fn offer(&mut self, now: Now, number: QueueNumber, outcome: &mut Outcome) {
+        while let Some(queue) = self.queues.find(number)
+            && !queue.record.paused
+            && let Some(ticket) = queue.waiters.first().copied()
+        {
+            if self.first_window(number).is_none() {
+                let is_unread = queue.windows().any(|(_, window)| window.is_behind);
+                if is_unread {
+                    self.unserved.insert(number);
+                }
+                return;
+            }
+            self.end_wait(now, ticket, true, outcome);
+        }
+    }
+
+    /// Answers a waiting fetch, with what is there when it `takes` jobs.
+    pub(crate) fn end_wait(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        takes: bool,
+        outcome: &mut Outcome,
+    ) {
+        let Some(waiter) = self.unstand(ticket) else {
+            return;
+        };
+        let mut grants = Grants::default();
+        if takes {
+            let Waiter {
+                session,
+                namespace,
+                fetch,
+                ..
+            } = &waiter;
+            self.collect(now, *session, namespace, fetch, &mut grants);
+        }
+        let (acks, fails) = match waiter.until {
+            Until::Deadline(_) => (Vec::new(), Vec::new()),
+            Until::Durable { group, acks, fails } => {
+                grants.after = grants.after.max(group);
+                (acks, fails)
+            }
+        };
+        outcome.replies.push(Reply {
+            caller: waiter.caller,
+            after: grants.after,
+            result: Ok(ReplyBody::Fetch(FetchReply {
+                jobs: grants.jobs,
+                acks,
+                fails,
+            })),
+        });
+    }
+
+    /// Groups up to this one are durable: what waited only for that is answered.
+    pub(crate) fn answer_durable(&mut self, group: GroupNumber, outcome: &mut Outcome) {
+        if group >= self.reserved_in {
+            self.reserved_durably = self.head.reserved;
+        }
+        for ticket in self.waiters.durable(group) {
+            self.end_wait(Now::default(), ticket, false, outcome);
+        }
+    }
+
+    /// A connection is gone: nobody reads what its fetches would get.
+    pub(crate) fn detach(&mut self, connection: ConnectionId, session: Option<SessionId>) {
+        for ticket in self.waiters.of_connection(connection) {
+            self.unstand(ticket);
+        }
+        if let Some(session) = session.and_then(|id| self.sessions.find_mut(id))
+            && session.connection == Some(connection)
+        {
+            session.connection = None;
+        }
+    }
+
+    /// Ends all waits of a session, with an error or with nothing.
+    pub(crate) fn end_waits(&mut self, session: SessionId, outcome: &mut Outcome) {
+        let waiters = self
+            .sessions
+            .find(session)
+            .map(|session| session.waiters.clone());
+        for ticket in waiters.unwrap_or_default() {
+            self.end_wait(Now::default(), ticket, false, outcome);
+        }
+    }
+}
+
+impl Grants {
+    fn has_room(&self, max: usize) -> bool {
+        self.jobs.len() < max && self.bytes < REPLY_BYTES_MAX
+    }
+}
+
+/// What a caller whose lease is not live is told.
+pub(crate) fn lease_lost(state: &str) -> WireError {
+    let message = match state {
+        "gone" => "the lease is over; the job is no longer kept".to_owned(),
+        state => format!("the lease is over; the job is {state}"),
+    };
+    WireError::new(ErrorCode::LeaseLost, message).with_state(state)
+}

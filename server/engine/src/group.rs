@@ -1,0 +1,307 @@
+//! The open group: what the commands since the last seal have changed. A later change of a thing
+//! replaces an earlier one, runs grow while they are open, and answers and grants are packed into
+//! parts when the group is sealed.
+//!
+//! It decides nothing; [`crate::Engine::seal`] turns it into a [`Group`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ganger_protocol::{JobId, SessionId, Timestamp, job::JobError};
+
+use crate::{
+    change::Change,
+    records::{
+        Bits, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, LeaseRecord, LeftRun,
+        OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, RUN_BYTES_MAX,
+        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer,
+    },
+};
+
+/// What becomes of a blob.
+#[derive(Debug)]
+pub(crate) enum BlobChange {
+    Content(Arc<Content>),
+    Error(Box<JobError>),
+    Delete(u16),
+}
+
+/// The changes since the last seal.
+#[derive(Debug, Default)]
+pub(crate) struct OpenGroup {
+    pub(crate) number: GroupNumber,
+    /// Whether anybody waits for it: a reply may leave only once it is durable.
+    pub(crate) is_awaited: bool,
+    /// Operations so far, about.
+    pub(crate) operations: usize,
+    /// About how many bytes they take.
+    pub(crate) bytes: usize,
+    pub(crate) runs: BTreeMap<RunKey, Run>,
+    /// The run at the tail of a lane that still takes entries, and the bytes it has.
+    tails: BTreeMap<Lane, (u64, usize)>,
+    /// Where the jobs of a lane that do not live in a run are born: position and next index.
+    births: BTreeMap<Lane, (u64, u8)>,
+    pub(crate) left: BTreeMap<RunKey, Bits>,
+    pub(crate) grants: BTreeMap<JobId, LeaseRecord>,
+    pub(crate) jobs: BTreeMap<JobId, Option<Box<JobRecord>>>,
+    timers: BTreeMap<Timer, bool>,
+    closed: BTreeMap<Closed, bool>,
+    sessions: BTreeMap<SessionId, Option<Box<SessionRecord>>>,
+    pub(crate) outcomes: BTreeMap<(ProducerNumber, u8), Box<OutcomeRecord>>,
+    forgotten: Vec<ProducerNumber>,
+    pub(crate) queues: std::collections::BTreeSet<QueueNumber>,
+    blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
+    /// Deletions of what was written once.
+    deleted: Vec<Change>,
+    /// Whether the head record changed by itself.
+    pub(crate) is_head_touched: bool,
+}
+
+impl OpenGroup {
+    pub(crate) fn numbered(number: GroupNumber) -> Self {
+        Self {
+            number,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.operations == 0 && self.queues.is_empty() && !self.is_head_touched
+    }
+
+    /// Appends an entry at the tail of a lane. `next_position` is asked only for a new run.
+    pub(crate) fn append(
+        &mut self,
+        lane: Lane,
+        entry: Entry,
+        next_position: impl FnOnce() -> u64,
+    ) -> Place {
+        let bytes = entry.bound_bytes();
+        self.bytes += bytes;
+        self.operations += 1;
+        if let Some((position, used)) = self.tails.get_mut(&lane)
+            && *used + bytes <= RUN_BYTES_MAX
+        {
+            let run = RunKey {
+                lane,
+                position: *position,
+            };
+            let entries = &mut self.runs.entry(run).or_default().entries;
+            if let Ok(index) = u8::try_from(entries.len())
+                && entries.len() < RUN_ENTRIES_MAX
+            {
+                *used += bytes;
+                entries.push(entry);
+                return Place { run, index };
+            }
+        }
+        let position = next_position();
+        self.tails.insert(lane, (position, bytes));
+        let run = RunKey { lane, position };
+        self.runs.insert(
+            run,
+            Run {
+                entries: vec![entry],
+            },
+        );
+        Place { run, index: 0 }
+    }
+
+    /// Puts a run of one reference at the head of a lane.
+    pub(crate) fn prepend(&mut self, lane: Lane, job: JobId, position: u64) -> Place {
+        let run = RunKey { lane, position };
+        self.runs.insert(
+            run,
+            Run {
+                entries: vec![Entry::Reference(job)],
+            },
+        );
+        self.operations += 1;
+        self.bytes += 64;
+        Place { run, index: 0 }
+    }
+
+    /// A place of birth for a job that does not live in a run.
+    pub(crate) fn birth(&mut self, lane: Lane, next_position: impl FnOnce() -> u64) -> Place {
+        let (position, index) = match self.births.get_mut(&lane) {
+            Some((position, index)) if usize::from(*index) + 1 < RUN_ENTRIES_MAX => {
+                *index += 1;
+                (*position, *index)
+            }
+            Some(_) | None => {
+                let position = next_position();
+                self.births.insert(lane, (position, 0));
+                (position, 0)
+            }
+        };
+        Place {
+            run: RunKey { lane, position },
+            index,
+        }
+    }
+
+    /// The job that was born at this place in this group, when one was.
+    pub(crate) fn packed(&self, place: &Place) -> Option<&PackedJob> {
+        match self
+            .runs
+            .get(&place.run)?
+            .entries
+            .get(usize::from(place.index))?
+        {
+            Entry::Job(job) => Some(job),
+            Entry::Reference(_) => None,
+        }
+    }
+
+    pub(crate) fn put_job(&mut self, record: Box<JobRecord>) {
+        self.operations += 1;
+        self.bytes += 256
+            + record
+                .content
+                .as_ref()
+                .map_or(0, |content| content.bound_bytes());
+        self.jobs.insert(record.id, Some(record));
+    }
+
+    pub(crate) fn delete_job(&mut self, record: &JobRecord) {
+        self.operations += 1;
+        self.jobs.insert(record.id, None);
+        self.delete_blob(record.id, BlobKind::Content, record.spilled_parts);
+        let slots = (record.error_first..).map(|slot| slot % 10);
+        for (slot, parts) in slots.zip(&record.error_parts) {
+            self.delete_blob(record.id, BlobKind::Error(slot), *parts);
+        }
+    }
+
+    pub(crate) fn set_timer(&mut self, timer: Timer, is_set: bool) {
+        self.operations += 1;
+        self.bytes += 48;
+        self.timers.insert(timer, is_set);
+    }
+
+    /// Timers that this group sets behind another.
+    pub(crate) fn timers_behind(&self, after: Option<Timer>) -> impl Iterator<Item = Timer> {
+        let set = self
+            .timers
+            .iter()
+            .filter(|(_, is_set)| **is_set)
+            .map(|(timer, _)| *timer);
+        set.filter(move |timer| after.is_none_or(|after| *timer > after))
+    }
+
+    /// Whether this group unsets a timer.
+    pub(crate) fn unsets(&self, timer: &Timer) -> bool {
+        self.timers.get(timer).is_some_and(|is_set| !is_set)
+    }
+
+    pub(crate) fn set_closed(&mut self, row: Closed, is_set: bool) {
+        self.operations += 1;
+        self.bytes += 48;
+        self.closed.insert(row, is_set);
+    }
+
+    pub(crate) fn set_session(&mut self, id: SessionId, record: Option<Box<SessionRecord>>) {
+        self.operations += 1;
+        self.bytes += 256;
+        self.sessions.insert(id, record);
+    }
+
+    pub(crate) fn put_outcome(&mut self, slot: u8, outcome: Box<OutcomeRecord>) {
+        self.operations += 1;
+        self.bytes += 32 + 32 * outcome.results.len();
+        self.outcomes.insert((outcome.producer, slot), outcome);
+    }
+
+    pub(crate) fn forget_producer(&mut self, producer: ProducerNumber) {
+        self.operations += 1;
+        self.forgotten.push(producer);
+    }
+
+    pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {
+        self.operations += usize::from(content.spilled_parts());
+        self.bytes += content.bound_bytes();
+        self.blobs
+            .insert((job, BlobKind::Content), BlobChange::Content(content));
+    }
+
+    pub(crate) fn put_error(&mut self, job: JobId, slot: u8, error: Box<JobError>) {
+        self.operations += 1;
+        self.bytes += 64 + error.message.len() + error.backtrace.len();
+        self.blobs
+            .insert((job, BlobKind::Error(slot)), BlobChange::Error(error));
+    }
+
+    pub(crate) fn delete_blob(&mut self, job: JobId, kind: BlobKind, parts: u16) {
+        if parts > 0 {
+            self.operations += usize::from(parts);
+            self.blobs.insert((job, kind), BlobChange::Delete(parts));
+        }
+    }
+
+    pub(crate) fn delete(&mut self, key: Change) {
+        self.operations += 1;
+        self.deleted.push(key);
+    }
+
+    /// The error that this group wrote into a slot, when it did.
+    pub(crate) fn error(&self, job: JobId, slot: u8) -> Option<&JobError> {
+        match self.blobs.get(&(job, BlobKind::Error(slot)))? {
+            BlobChange::Error(error) => Some(error),
+            BlobChange::Content(_) | BlobChange::Delete(_) => None,
+        }
+    }
+
+    /// Everything but acks, leases, queues and the head, which need the engine.
+    pub(crate) fn into_changes(self, acks: &[(PartKey, Vec<LeftRun>)]) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(self.operations + 4);
+        changes.extend(
+            self.runs
+                .into_iter()
+                .map(|(key, run)| Change::PutRun(key, run)),
+        );
+        changes.extend(
+            acks.iter()
+                .map(|(key, left)| Change::PutAcks(*key, left.clone())),
+        );
+        changes.extend(self.jobs.into_iter().map(|(id, record)| match record {
+            Some(record) => Change::PutJob(record),
+            None => Change::DeleteJob(id),
+        }));
+        changes.extend(self.timers.into_iter().map(|(timer, is_set)| match is_set {
+            true => Change::PutTimer(timer),
+            false => Change::DeleteTimer(timer),
+        }));
+        changes.extend(self.closed.into_iter().map(|(row, is_set)| match is_set {
+            true => Change::PutClosed(row),
+            false => Change::DeleteClosed(row),
+        }));
+        changes.extend(self.sessions.into_iter().map(|(id, record)| match record {
+            Some(record) => Change::PutSession(record),
+            None => Change::DeleteSession(id),
+        }));
+        changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
+        changes.extend(self.outcomes.into_values().map(Change::PutOutcome));
+        changes.extend(
+            self.blobs
+                .into_iter()
+                .map(|((job, kind), blob)| match (kind, blob) {
+                    (BlobKind::Error(slot), BlobChange::Error(error)) => {
+                        Change::PutError(job, slot, error)
+                    }
+                    (_, BlobChange::Content(content)) => Change::PutContent(job, content),
+                    (kind, BlobChange::Delete(parts)) => Change::DeleteBlob(job, kind, parts),
+                    (kind, BlobChange::Error(_)) => Change::DeleteBlob(job, kind, 0),
+                }),
+        );
+        changes.extend(self.deleted);
+        changes
+    }
+}
+
+/// The timer that makes a job ready.
+pub(crate) fn due(job: JobId, at: Timestamp) -> Timer {
+    Timer {
+        at,
+        what: crate::records::TimerKind::Due,
+        id: *job.as_bytes(),
+    }
+}

@@ -1,0 +1,197 @@
+//! Every rule that memory can show, checked after each step of the simulator.
+
+use std::collections::BTreeMap;
+
+use crate::{Engine, records::QueueNumber};
+
+impl Engine {
+    /// Checks that the parts of the engine agree with each other.
+    ///
+    /// # Errors
+    /// A sentence for the first rule that does not hold.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_counters()?;
+        self.check_windows()?;
+        self.check_leases()?;
+        self.check_runs()?;
+        self.check_waiters()
+    }
+
+    /// I12: what was pushed is somewhere. And as many leases as the counters say.
+    fn check_counters(&self) -> Result<(), String> {
+        let mut leased: BTreeMap<QueueNumber, u64> = BTreeMap::new();
+        for (_, lease) in self.leases.iter() {
+            *leased.entry(lease.queue).or_default() += 1;
+        }
+        for queue in self.queues.iter() {
+            let counters = &queue.record.counters;
+            let over = counters.done + counters.cancelled + counters.expired + counters.deleted;
+            let live = counters.scheduled + counters.blocked + counters.ready + counters.leased;
+            let name = &queue.record.name;
+            if counters.pushed != over + live + counters.dead {
+                return Err(format!("I12: queue {name} does not add up: {counters:?}"));
+            }
+            let known = leased
+                .get(&queue.record.number)
+                .copied()
+                .unwrap_or_default();
+            if counters.leased != known {
+                return Err(format!(
+                    "queue {name}: {known} leases, counted {}",
+                    counters.leased
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// I13 and I16: heads are in order, ready, at most as many as are counted; none is missing from
+    /// a queue whose lanes are all in memory.
+    fn check_windows(&self) -> Result<(), String> {
+        let (mut heads, mut bytes) = (0, 0);
+        for queue in self.queues.iter() {
+            let name = &queue.record.name;
+            let (mut known, mut is_whole) = (0_u64, true);
+            for (priority, window) in queue.windows() {
+                is_whole &= !window.is_behind;
+                known += window.heads.len() as u64;
+                heads += window.heads.len();
+                bytes += window
+                    .heads
+                    .iter()
+                    .map(|head| head.job.bytes())
+                    .sum::<usize>();
+                if !window.heads.iter().is_sorted_by_key(|head| head.place) {
+                    return Err(format!(
+                        "I16: queue {name}, priority {priority}: out of order"
+                    ));
+                }
+                if let Some(head) = window.heads.iter().find(|head| !self.is_free(head)) {
+                    return Err(format!(
+                        "I7: {:?} is in a window and leased or gone",
+                        head.id
+                    ));
+                }
+            }
+            let ready = queue.record.counters.ready;
+            if known > ready || is_whole && known != ready {
+                return Err(format!("I13: queue {name}: {known} heads, {ready} ready"));
+            }
+        }
+        if (heads, bytes) != self.queues.heads() {
+            return Err(format!(
+                "{heads} heads of {bytes}, counted {:?}",
+                self.queues.heads()
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_free(&self, head: &crate::window::Head) -> bool {
+        let run = self.runs.get(&head.place.run);
+        self.leases.find(&head.id).is_none()
+            && run.is_some_and(|run| !run.left.contains(head.place.index))
+    }
+
+    /// I6 and I7: every lease belongs to a session that knows it, and the reverse.
+    fn check_leases(&self) -> Result<(), String> {
+        let mut parts = BTreeMap::new();
+        for (job, lease) in self.leases.iter() {
+            let session = self.sessions.find(lease.session);
+            if !session.is_some_and(|session| session.leases.contains(job)) {
+                return Err(format!(
+                    "I7: lease {} of {job:?} has no session",
+                    lease.number
+                ));
+            }
+            if lease.number.0 >= self.next_number {
+                return Err(format!("I6: lease {} was never granted", lease.number));
+            }
+            match lease.part {
+                Some(part) => *parts.entry(part).or_insert(0) += 1,
+                None if self.group.grants.contains_key(job) => {}
+                None => return Err(format!("lease {} is written nowhere", lease.number)),
+            }
+        }
+        if parts != self.lease_parts {
+            return Err("the records of leases are miscounted".to_owned());
+        }
+        let of_sessions: usize = self
+            .sessions
+            .iter()
+            .map(|(_, session)| session.leases.len())
+            .sum();
+        match of_sessions == self.leases.count() {
+            true => Ok(()),
+            false => Err(format!(
+                "I7: sessions hold {of_sessions} of {}",
+                self.leases.count()
+            )),
+        }
+    }
+
+    /// Runs know how many of their entries are in windows and leased, and which records of acks
+    /// speak of them.
+    fn check_runs(&self) -> Result<(), String> {
+        let mut heads = BTreeMap::new();
+        let windows = self.queues.iter().flat_map(|queue| queue.windows());
+        for head in windows.flat_map(|(_, window)| &window.heads) {
+            *heads.entry(head.place.run).or_insert(0_u8) += 1;
+        }
+        let mut leased = BTreeMap::new();
+        for place in self.leases.iter().filter_map(|(_, lease)| lease.place) {
+            *leased.entry(place.run).or_insert(0_u8) += 1;
+        }
+        let mut parts = BTreeMap::new();
+        for (key, run) in &self.runs {
+            let known = |counts: &BTreeMap<_, u8>| counts.get(key).copied().unwrap_or_default();
+            if run.heads != known(&heads) || run.leased != known(&leased) {
+                return Err(format!(
+                    "{key:?}: {run:?} does not fit its heads and leases"
+                ));
+            }
+            for part in &run.acks {
+                *parts.entry(*part).or_insert(0) += 1;
+            }
+        }
+        match parts == self.acks && heads.keys().all(|run| self.runs.contains_key(run)) {
+            true => Ok(()),
+            false => Err("the records of acks are miscounted".to_owned()),
+        }
+    }
+
+    /// A fetch waits only where nothing is ready, and stands where its session knows of it.
+    fn check_waiters(&self) -> Result<(), String> {
+        for (ticket, waiter) in self.waiters.iter() {
+            let session = self.sessions.find(waiter.session);
+            if !session.is_some_and(|session| session.waiters.contains(&ticket)) {
+                return Err(format!("{ticket:?} waits without a session"));
+            }
+        }
+        for queue in self.queues.iter().filter(|queue| !queue.waiters.is_empty()) {
+            let has_heads = queue.windows().any(|(_, window)| !window.heads.is_empty());
+            let is_awaited = self.unserved.contains(&queue.record.number);
+            if has_heads && !queue.record.paused && !is_awaited {
+                return Err(format!(
+                    "{} has jobs and waiting fetches",
+                    queue.record.name
+                ));
+            }
+            if let Some(ticket) = queue
+                .waiters
+                .iter()
+                .find(|it| self.waiters.find(**it).is_none())
+            {
+                return Err(format!(
+                    "{ticket:?} stands in {} and is gone",
+                    queue.record.name
+                ));
+            }
+        }
+        let timers = self.schedule.iter().count();
+        match timers <= 1 << 20 {
+            true => Ok(()),
+            false => Err(format!("{timers} timers in memory")),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Live leases, their deadlines, and the answers of the last ones that ended.
+
+use std::collections::BTreeSet;
+
+use foldhash::HashMap;
+use ganger_protocol::{JobId, LeaseId, SessionId};
+
+use crate::{
+    command::Mono,
+    records::{PartKey, Place, QueueNumber},
+};
+
+/// A live lease.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) number: LeaseId,
+    pub(crate) queue: QueueNumber,
+    pub(crate) session: SessionId,
+    pub(crate) deadline: Mono,
+    /// The entry that was granted; `None` once the job was moved out of its run.
+    pub(crate) place: Option<Place>,
+    /// Whether the job has a record of its own.
+    pub(crate) has_record: bool,
+    /// Parts of its spilled content.
+    pub(crate) spilled_parts: u16,
+    /// Which grant of the job it is.
+    pub(crate) attempt: u32,
+    /// Where its latest record stands; `None` while that is in the open group.
+    pub(crate) part: Option<PartKey>,
+}
+
+/// How a worker answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Ack = 1,
+    Fail = 2,
+    Release = 3,
+}
+
+/// All live leases of the shard.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    by_job: HashMap<JobId, Lease>,
+    deadlines: BTreeSet<(Mono, LeaseId, JobId)>,
+    settled: Settled,
+}
+
+impl Leases {
+    pub(crate) fn remembering(settled_max: usize) -> Self {
+        Self {
+            by_job: HashMap::default(),
+            deadlines: BTreeSet::new(),
+            settled: Settled::with_room_for(settled_max),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, job: JobId, lease: Lease) {
+        self.deadlines.insert((lease.deadline, lease.number, job));
+        self.settled.open(lease.number);
+        self.by_job.insert(job, lease);
+    }
+
+    pub(crate) fn remove(&mut self, job: &JobId) -> Option<Lease> {
+        let lease = self.by_job.remove(job)?;
+        self.deadlines.remove(&(lease.deadline, lease.number, *job));
+        Some(lease)
+    }
+
+    /// Moves a deadline to a later one; the deadline then in force.
+    pub(crate) fn extend(&mut self, job: &JobId, deadline: Mono) -> Option<Mono> {
+        let lease = self.by_job.get_mut(job)?;
+        if deadline > lease.deadline {
+            self.deadlines.remove(&(lease.deadline, lease.number, *job));
+            lease.deadline = deadline;
+            self.deadlines.insert((lease.deadline, lease.number, *job));
+        }
+        Some(lease.deadline)
+    }
+
+    pub(crate) fn remember(&mut self, job: &JobId, lease: LeaseId, answer: Answer) {
+        self.settled.insert(job, lease, answer);
+    }
+
+    pub(crate) fn find(&self, job: &JobId) -> Option<&Lease> {
+        self.by_job.get(job)
+    }
+
+    pub(crate) fn find_mut(&mut self, job: &JobId) -> Option<&mut Lease> {
+        self.by_job.get_mut(job)
+    }
+
+    /// The lease of this job, when it is live under this number.
+    pub(crate) fn live(&self, job: &JobId, number: LeaseId) -> Option<&Lease> {
+        self.by_job.get(job).filter(|lease| lease.number == number)
+    }
+
+    /// How a lease was answered a short while ago.
+    pub(crate) fn answered(&self, job: &JobId, lease: LeaseId) -> Option<Answer> {
+        self.settled.find(job, lease)
+    }
+
+    pub(crate) fn first_deadline(&self) -> Option<Mono> {
+        self.deadlines.first().map(|(at, ..)| *at)
+    }
+
+    /// Jobs whose leases have passed their deadline, the earliest first.
+    pub(crate) fn timed_out(&self, now: Mono, max: usize) -> Vec<JobId> {
+        let due = self.deadlines.iter().take_while(|(at, ..)| *at <= now);
+        due.take(max).map(|(.., job)| *job).collect()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.by_job.len()
+    }
+
+    /// All of them in the order of their deadlines.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&JobId, &Lease)> {
+        self.deadlines
+            .iter()
+            .filter_map(|(.., job)| self.by_job.get_key_value(job))
+    }
+}
+
+/// How the last leases were answered: one word a lease number, newer numbers replacing older ones.
+/// A word is 30 bits of the job's hash and two of the answer, so that a forged pair of job and
+/// lease is not taken for a repeated one.
+#[derive(Debug)]
+struct Settled {
+    words: Vec<u32>,
+}
+
+impl Settled {
+    fn with_room_for(leases: usize) -> Self {
+        Self {
+            words: vec![0; leases.max(1)],
+        }
+    }
+
+    fn word(&mut self, lease: LeaseId) -> Option<&mut u32> {
+        let slot = usize::try_from(lease.0).ok()? % self.words.len();
+        self.words.get_mut(slot)
+    }
+
+    fn open(&mut self, lease: LeaseId) {
+        if let Some(word) = self.word(lease) {
+            *word = 0;
+        }
+    }
+
+    fn insert(&mut self, job: &JobId, lease: LeaseId, answer: Answer) {
+        if let Some(word) = self.word(lease) {
+            *word = fingerprint(job, lease) << 2 | answer as u32;
+        }
+    }
+
+    fn find(&self, job: &JobId, lease: LeaseId) -> Option<Answer> {
+        let slot = usize::try_from(lease.0).ok()? % self.words.len();
+        let word = *self.words.get(slot)?;
+        if word >> 2 != fingerprint(job, lease) {
+            return None;
+        }
+        match word & 3 {
+            1 => Some(Answer::Ack),
+            2 => Some(Answer::Fail),
+            3 => Some(Answer::Release),
+            _ => None,
+        }
+    }
+}
+
+/// Thirty bits of job and lease number.
+fn fingerprint(job: &JobId, lease: LeaseId) -> u32 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = foldhash::fast::FixedState::default().build_hasher();
+    hasher.write(job.as_bytes());
+    hasher.write_u64(lease.0);
+    u32::try_from(hasher.finish() >> 34).unwrap_or_default()
+}

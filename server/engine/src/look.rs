@@ -1,0 +1,171 @@
+//! Looking at jobs and queues, and pausing queues.
+
+use ganger_protocol::{
+    DurationMs, ErrorCode, JobId, QueueName, WireError,
+    job::JobState,
+    limits::ERRORS_KEPT,
+    request::{QueueList, QueueNames},
+    response::{Counters, Done, HeartbeatReply, QueueView, QueuesReply, ReplyBody, StatsReply},
+};
+
+use crate::{
+    Engine,
+    command::{Now, Origin, Outcome},
+    facts::{Fact, Facts, Need},
+    queue::Queue,
+    records::QueueNumber,
+};
+
+impl Engine {
+    pub(crate) fn job_view(
+        &self,
+        origin: &Origin,
+        job: JobId,
+        facts: &Facts,
+    ) -> Result<ReplyBody, WireError> {
+        let gone = || WireError::new(ErrorCode::NotFound, format!("no job {job} is kept"));
+        let record = self.lookup(job, facts).ok_or_else(gone)?;
+        let queue = self.queues.find(record.queue).ok_or_else(gone)?;
+        if queue.record.namespace != origin.namespace {
+            return Err(gone());
+        }
+        let mut view = record.view(queue.record.name.clone()).ok_or_else(gone)?;
+        view.payload = record
+            .content
+            .as_ref()
+            .map(|it| it.payload.clone())
+            .unwrap_or_default();
+        if let Some(lease) = self.leases.find(&job) {
+            view.state = JobState::Leased;
+            view.lease = Some(lease.number);
+            view.attempt = lease.attempt;
+        }
+        if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(job)) {
+            view.errors.clone_from(errors);
+        }
+        let open = record
+            .error_slots()
+            .filter_map(|(slot, _)| self.group.error(job, slot));
+        view.errors.extend(open.cloned());
+        let surplus = view.errors.len().saturating_sub(ERRORS_KEPT);
+        view.errors.drain(..surplus);
+        Ok(ReplyBody::Job(Box::new(view)))
+    }
+
+    pub(crate) fn queue_list(&self, origin: &Origin, list: &QueueList) -> ReplyBody {
+        let is_meant = |queue: &&Queue| {
+            list.pattern
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches(&queue.record.name))
+        };
+        let queues = self
+            .queues
+            .of(&origin.namespace)
+            .filter(is_meant)
+            .map(|queue| QueueView {
+                name: queue.record.name.clone(),
+                paused: queue.record.paused,
+                counters: queue.record.counters,
+            });
+        ReplyBody::Queues(QueuesReply {
+            queues: queues.collect(),
+        })
+    }
+
+    pub(crate) fn stats(&self, now: Now, origin: &Origin) -> ReplyBody {
+        let mut counters = Counters::default();
+        let mut queues = 0;
+        for queue in self.queues.of(&origin.namespace) {
+            queues += 1;
+            counters.add(&queue.record.counters);
+        }
+        ReplyBody::Stats(Box::new(StatsReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: DurationMs(now.mono.0),
+            queues,
+            sessions: self.sessions.count() as u64,
+            waiting: self.waiters.count() as u64,
+            counters,
+        }))
+    }
+
+    pub(crate) fn heartbeat(&mut self, origin: &Origin) -> Result<ReplyBody, WireError> {
+        let id = self.known_session(origin.session)?;
+        let lost = self
+            .sessions
+            .find_mut(id)
+            .map(|session| std::mem::take(&mut session.lost));
+        Ok(ReplyBody::Heartbeat(HeartbeatReply {
+            lost: lost.unwrap_or_default(),
+            ..HeartbeatReply::default()
+        }))
+    }
+
+    pub(crate) fn pause(
+        &mut self,
+        origin: &Origin,
+        names: &QueueNames,
+    ) -> Result<ReplyBody, WireError> {
+        for number in self.queues_named(origin, names)? {
+            self.set_paused(number, true);
+        }
+        Ok(ReplyBody::Done(Done {}))
+    }
+
+    pub(crate) fn resume(
+        &mut self,
+        now: Now,
+        origin: &Origin,
+        names: &QueueNames,
+        outcome: &mut Outcome,
+    ) -> Result<ReplyBody, WireError> {
+        for number in self.queues_named(origin, names)? {
+            self.set_paused(number, false);
+            self.offer(now, number, outcome);
+        }
+        Ok(ReplyBody::Done(Done {}))
+    }
+
+    fn set_paused(&mut self, number: QueueNumber, paused: bool) {
+        if let Some(queue) = self.queues.find_mut(number)
+            && queue.record.paused != paused
+        {
+            queue.record.paused = paused;
+            self.group.queues.insert(number);
+        }
+    }
+
+    fn queues_named(
+        &self,
+        origin: &Origin,
+        names: &QueueNames,
+    ) -> Result<Vec<QueueNumber>, WireError> {
+        names
+            .queues
+            .iter()
+            .map(|name| self.queue_named(origin, name))
+            .collect()
+    }
+
+    /// The queue of this name.
+    ///
+    /// # Errors
+    /// `not_found` when no queue of this name has been made in the namespace.
+    pub fn queue_named(&self, origin: &Origin, name: &QueueName) -> Result<QueueNumber, WireError> {
+        match self.queues.named(&origin.namespace, name) {
+            Some(queue) => Ok(queue.record.number),
+            None => Err(WireError {
+                field: Some("queue".to_owned()),
+                ..WireError::new(
+                    ErrorCode::NotFound,
+                    format!("no queue {name} has been made"),
+                )
+            }),
+        }
+    }
+
+    /// The name of a queue.
+    pub fn queue_name(&self, number: QueueNumber) -> Option<&QueueName> {
+        self.queues.find(number).map(|queue| &queue.record.name)
+    }
+}

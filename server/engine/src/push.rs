@@ -1,0 +1,453 @@
+//! Push: jobs get their ids and places, numbered pushes their outcome slots.
+//!
+//! The outcome of a numbered push is written in the push's own group, so that a push that is sent
+//! again finds it or was never applied.
+
+use std::sync::Arc;
+
+use foldhash::HashMap;
+use ganger_protocol::{
+    DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, QueueName, Timestamp, WireError,
+    job::JobState,
+    limits::{PRIORITY_DEFAULT, PRODUCER_UNANSWERED_MAX},
+    request::Push,
+    response::{Counters, PushReply, PushResult, ReplyBody},
+};
+
+use crate::{
+    Engine,
+    command::{Now, Origin, Outcome, Producer},
+    facts::{Fact, Facts, Need},
+    group,
+    job::is_legal,
+    records::{
+        Content, Entry, JobRecord, Lane, OutcomeRange, OutcomeRecord, PackedJob, ProducerNumber,
+        QueueNumber, QueueRecord, Timer, TimerKind,
+    },
+    window::{Head, HeadJob},
+};
+
+/// How long a producer may be idle before its outcomes are forgotten.
+pub(crate) const PRODUCER_IDLE_MAX: DurationMs = DurationMs::from_hours(24);
+
+/// Bytes of a refusal's message that are kept in an outcome.
+const REFUSAL_BYTES_MAX: usize = 256;
+
+/// What is known of the producers that have pushed since the start: the highest number and when.
+#[derive(Debug, Default)]
+pub(crate) struct Producers(HashMap<ProducerNumber, (u64, Timestamp)>);
+
+impl Producers {
+    pub(crate) fn forget(&mut self, producer: ProducerNumber) {
+        self.0.remove(&producer);
+    }
+
+    pub(crate) fn find(&self, producer: ProducerNumber) -> Option<(u64, Timestamp)> {
+        self.0.get(&producer).copied()
+    }
+}
+
+impl Engine {
+    pub(crate) fn needs_of_push(&self, origin: &Origin, push: &Push, facts: &Facts) -> Vec<Need> {
+        let (Some(seq), Some(producer)) = (push.seq, origin.producer) else {
+            return Vec::new();
+        };
+        match self.newest_sequence(producer.number, facts) {
+            None => vec![Need::Producer(producer.number)],
+            Some(Some((newest, _))) if seq <= newest => {
+                vec![Need::Outcome {
+                    producer: producer.number,
+                    slot: slot(seq),
+                }]
+            }
+            Some(_) => Vec::new(),
+        }
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        now: Now,
+        origin: &Origin,
+        push: Push,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Result<ReplyBody, WireError> {
+        if let (Some(seq), Some(producer)) = (push.seq, origin.producer)
+            && let Some(results) = self.earlier_outcome(now, producer, seq, facts)?
+        {
+            return Ok(ReplyBody::Push(PushReply { results }));
+        }
+        if push.atomic {
+            self.check_all(origin, &push.jobs)?;
+        }
+        let mut touched = Vec::new();
+        let mut results = Vec::with_capacity(push.jobs.len());
+        for job in push.jobs {
+            let result = self.push_job(now, origin, job);
+            if let Ok(id) = &result {
+                let queue = QueueNumber(id.birth().queue);
+                if !touched.contains(&queue) {
+                    touched.push(queue);
+                }
+            }
+            results.push(PushResult::from(result));
+        }
+        if let (Some(seq), Some(producer)) = (push.seq, origin.producer)
+            && !touched.is_empty()
+        {
+            self.keep_outcome(now, producer, seq, &results, facts);
+        }
+        for queue in touched {
+            self.offer(now, queue, outcome);
+        }
+        Ok(ReplyBody::Push(PushReply { results }))
+    }
+
+    fn push_job(&mut self, now: Now, origin: &Origin, spec: JobSpec) -> Result<JobId, WireError> {
+        spec.check(&self.options.limits)?;
+        let queue = self.queue_for_push(&origin.namespace, &spec.queue)?;
+        let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
+        let lane = Lane {
+            queue,
+            priority,
+            lane: 0,
+        };
+        let due = match (spec.run_at, spec.delay_ms) {
+            (Some(at), _) => at,
+            (None, Some(delay)) => now.wall.plus(delay),
+            (None, None) => now.wall,
+        };
+        let content = Arc::new(Content::from(spec));
+        let spilled_parts = content.spilled_parts();
+        let packed = PackedJob {
+            pushed_at: now.wall,
+            spilled_parts,
+            content: Some(Arc::clone(&content)),
+        };
+        let id = match due > now.wall {
+            true => self.push_later(lane, due, packed),
+            false => self.push_ready(lane, packed),
+        };
+        if spilled_parts > 0 {
+            self.group.put_content(id, content);
+        }
+        Ok(id)
+    }
+
+    fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
+        let (head, group) = (&mut self.head, &mut self.group);
+        let entry = Entry::Job(packed.clone());
+        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let id = place.job_id(self.options.shard);
+        self.count(lane.queue, None, Some(JobState::Ready));
+        self.queue_head(Head {
+            place,
+            id,
+            group: self.group.number,
+            job: HeadJob::Packed(packed),
+        });
+        id
+    }
+
+    fn push_later(&mut self, lane: Lane, due: Timestamp, packed: PackedJob) -> JobId {
+        let (head, group) = (&mut self.head, &mut self.group);
+        let place = group.birth(lane, || Self::position_at_tail(head));
+        let id = place.job_id(self.options.shard);
+        let record = JobRecord {
+            state: JobState::Scheduled,
+            run_at: Some(due),
+            place: None,
+            ..JobRecord::fresh(id, place, packed)
+        };
+        self.count(lane.queue, None, Some(JobState::Scheduled));
+        self.group.put_job(Box::new(record));
+        self.set_timer(group::due(id, due));
+        id
+    }
+
+    /// Counts a transition. Every change of a job's state goes through here.
+    pub(crate) fn count(
+        &mut self,
+        queue: QueueNumber,
+        from: Option<JobState>,
+        to: Option<JobState>,
+    ) {
+        debug_assert!(
+            is_legal(from, to),
+            "{from:?} to {to:?} is no legal transition"
+        );
+        let Some(queue) = self.queues.find_mut(queue) else {
+            return;
+        };
+        self.group.queues.insert(queue.record.number);
+        if let Some(count) = from.and_then(|from| queue.count_mut(from)) {
+            *count -= 1;
+        }
+        if let Some(count) = to.and_then(|to| queue.count_mut(to)) {
+            *count += 1;
+        }
+        let counters = &mut queue.record.counters;
+        match (from, to) {
+            (None, Some(_)) => counters.pushed += 1,
+            (Some(_), Some(JobState::Done)) => counters.done += 1,
+            (Some(_), Some(JobState::Cancelled)) => counters.cancelled += 1,
+            (Some(_), Some(JobState::Expired)) => counters.expired += 1,
+            (Some(_), Some(JobState::Leased)) => counters.granted += 1,
+            (Some(_), None) => counters.deleted += 1,
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    pub(crate) fn set_timer(&mut self, timer: Timer) {
+        self.group.set_timer(timer, true);
+        self.schedule.insert(timer);
+    }
+
+    pub(crate) fn unset_timer(&mut self, timer: Timer) {
+        self.group.set_timer(timer, false);
+        self.schedule.remove(&timer);
+    }
+
+    /// The queue of this name, made when it does not exist.
+    fn queue_for_push(
+        &mut self,
+        namespace: &NamespaceName,
+        name: &QueueName,
+    ) -> Result<QueueNumber, WireError> {
+        if let Some(queue) = self.queues.named(namespace, name) {
+            return Ok(queue.record.number);
+        }
+        self.check_room(namespace)?;
+        let number = QueueNumber(self.head.next_queue);
+        self.head.next_queue += 1;
+        self.group.queues.insert(number);
+        self.queues.insert(QueueRecord {
+            number,
+            namespace: namespace.clone(),
+            name: name.clone(),
+            paused: false,
+            timeout_ms: None,
+            backoff: None,
+            dead_max: None,
+            dead_retention_ms: None,
+            counters: Counters::default(),
+        });
+        self.stand_in(number);
+        Ok(number)
+    }
+
+    fn check_room(&self, namespace: &NamespaceName) -> Result<(), WireError> {
+        let (queues, max) = (self.queues.count(), self.options.queues_max);
+        if queues >= max {
+            return Err(WireError::too_large("queue", max, queues + 1));
+        }
+        let (namespaces, max) = (self.queues.namespaces(), self.options.namespaces_max);
+        if namespaces >= max && !self.queues.has_namespace(namespace) {
+            return Err(WireError::too_large("namespace", max, namespaces + 1));
+        }
+        Ok(())
+    }
+
+    /// Whether all jobs of an atomic push can be applied.
+    fn check_all(&self, origin: &Origin, jobs: &[JobSpec]) -> Result<(), WireError> {
+        for (nth, job) in jobs.iter().enumerate() {
+            let checked = job.check(&self.options.limits);
+            let checked =
+                checked.and_then(
+                    |()| match self.queues.named(&origin.namespace, &job.queue) {
+                        Some(_) => Ok(()),
+                        None => self.check_room(&origin.namespace),
+                    },
+                );
+            checked.map_err(|error| error.within(&format!("jobs[{nth}]")))?;
+        }
+        let is_new = |job: &&JobSpec| self.queues.named(&origin.namespace, &job.queue).is_none();
+        let new: std::collections::BTreeSet<_> =
+            jobs.iter().filter(is_new).map(|job| &job.queue).collect();
+        let (queues, max) = (self.queues.count() + new.len(), self.options.queues_max);
+        if queues > max {
+            return Err(WireError::too_large("queue", max, queues));
+        }
+        Ok(())
+    }
+
+    /// The highest sequence of a producer: `None` asks for the fact, `Some(None)`: no records.
+    #[expect(
+        clippy::option_option,
+        reason = "unknown, and known to be nothing, differ"
+    )]
+    fn newest_sequence(
+        &self,
+        producer: ProducerNumber,
+        facts: &Facts,
+    ) -> Option<Option<(u64, Timestamp)>> {
+        if let Some(known) = self.producers.find(producer) {
+            return Some(Some(known));
+        }
+        match facts.find(&Need::Producer(producer)) {
+            Some(Fact::Producer(newest)) => Some(*newest),
+            Some(_) | None => None,
+        }
+    }
+
+    /// What became of this push when it was applied before.
+    fn earlier_outcome(
+        &self,
+        now: Now,
+        producer: Producer,
+        seq: u64,
+        facts: &Facts,
+    ) -> Result<Option<Vec<PushResult>>, WireError> {
+        let Some((newest, _)) = self.newest_sequence(producer.number, facts).flatten() else {
+            if now.wall.since(producer.made_at) < PRODUCER_IDLE_MAX {
+                return Ok(None);
+            }
+            return Err(WireError::new(
+                ErrorCode::UnknownProducer,
+                "the outcomes of this producer are no longer kept; it may have been applied",
+            ));
+        };
+        if seq > newest {
+            return Ok(None);
+        }
+        let slot = slot(seq);
+        let stored = match facts.find(&Need::Outcome {
+            producer: producer.number,
+            slot,
+        }) {
+            Some(Fact::Outcome(stored)) => stored.as_ref(),
+            Some(_) | None => None,
+        };
+        let open = self
+            .group
+            .outcomes
+            .get(&(producer.number, slot))
+            .map(|outcome| &**outcome);
+        match open.or(stored) {
+            Some(outcome) if outcome.seq == seq => Ok(Some(outcome.results())),
+            Some(outcome) if outcome.seq > seq => Err(WireError::new(
+                ErrorCode::SequenceExpired,
+                format!(
+                    "only the last {PRODUCER_UNANSWERED_MAX} pushes are remembered; it may have \
+                     been applied"
+                ),
+            )),
+            Some(_) | None if seq + PRODUCER_UNANSWERED_MAX <= newest => Err(WireError::new(
+                ErrorCode::SequenceExpired,
+                format!("push {seq} is more than {PRODUCER_UNANSWERED_MAX} behind {newest}"),
+            )),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    fn keep_outcome(
+        &mut self,
+        now: Now,
+        producer: Producer,
+        seq: u64,
+        results: &[PushResult],
+        facts: &Facts,
+    ) {
+        let outcome = OutcomeRecord {
+            producer: producer.number,
+            seq,
+            at: now.wall,
+            results: ranges(results),
+        };
+        self.group.put_outcome(slot(seq), Box::new(outcome));
+        let known = self.newest_sequence(producer.number, facts).flatten();
+        let newest = known.map_or(seq, |(newest, _)| newest.max(seq));
+        if known.is_none() {
+            self.set_timer(idle_timer(
+                producer.number,
+                now.wall.plus(PRODUCER_IDLE_MAX),
+            ));
+        }
+        self.producers.0.insert(producer.number, (newest, now.wall));
+    }
+}
+
+/// The timer that looks whether a producer is idle.
+pub(crate) fn idle_timer(producer: ProducerNumber, at: Timestamp) -> Timer {
+    let mut id = [0; JobId::BYTES];
+    id[16..].copy_from_slice(&producer.0.to_be_bytes());
+    Timer {
+        at,
+        what: TimerKind::ProducerIdle,
+        id,
+    }
+}
+
+fn slot(seq: u64) -> u8 {
+    u8::try_from(seq % PRODUCER_UNANSWERED_MAX).unwrap_or_default()
+}
+
+/// Joins the results whose ids follow each other.
+fn ranges(results: &[PushResult]) -> Vec<OutcomeRange> {
+    let mut ranges: Vec<OutcomeRange> = Vec::new();
+    for result in results {
+        match (&result.id, &result.err) {
+            (Some(id), _) => match ranges.last_mut() {
+                Some(OutcomeRange::Pushed { first, count })
+                    if *count < u8::MAX && nth(*first, *count) == Some(*id) =>
+                {
+                    *count += 1;
+                }
+                Some(_) | None => ranges.push(OutcomeRange::Pushed {
+                    first: *id,
+                    count: 1,
+                }),
+            },
+            (None, Some(error)) => {
+                let code = ErrorCode::ALL.iter().position(|code| *code == error.code);
+                let mut message = error.message.clone();
+                message.truncate(message.floor_char_boundary(REFUSAL_BYTES_MAX));
+                ranges.push(OutcomeRange::Refused {
+                    code: u8::try_from(code.unwrap_or_default()).unwrap_or_default(),
+                    field: error.field.clone().unwrap_or_default(),
+                    message,
+                });
+            }
+            (None, None) => {}
+        }
+    }
+    ranges
+}
+
+/// The id so many indexes behind another.
+fn nth(first: JobId, count: u8) -> Option<JobId> {
+    let mut birth = first.birth();
+    birth.index = birth.index.checked_add(count)?;
+    Some(JobId::born(birth))
+}
+
+impl OutcomeRecord {
+    /// The results as they were answered the first time.
+    fn results(&self) -> Vec<PushResult> {
+        let results = self.results.iter().flat_map(|range| match range {
+            OutcomeRange::Pushed { first, count } => {
+                let ids = (0..*count).filter_map(|count| nth(*first, count));
+                ids.map(|id| PushResult {
+                    id: Some(id),
+                    err: None,
+                })
+                .collect::<Vec<_>>()
+            }
+            OutcomeRange::Refused {
+                code,
+                field,
+                message,
+            } => {
+                let code = ErrorCode::ALL.get(usize::from(*code)).copied();
+                let mut error =
+                    WireError::new(code.unwrap_or(ErrorCode::BadRequest), message.clone());
+                error.field = Some(field.clone()).filter(|field| !field.is_empty());
+                vec![PushResult {
+                    id: None,
+                    err: Some(error),
+                }]
+            }
+        });
+        results.collect()
+    }
+}

@@ -1,0 +1,85 @@
+//! Timers by the wall clock: the next ones in memory, the rest in the store.
+//!
+//! Like a lane's window: everything up to `end` is here, behind it there may be more.
+
+use std::collections::BTreeSet;
+
+use ganger_protocol::{DurationMs, Timestamp};
+
+use crate::records::Timer;
+
+/// Timers in memory at most.
+const TIMERS_MAX: usize = 16 << 10;
+
+/// Timers that one refill brings.
+pub(crate) const REFILL: u32 = 4096;
+
+/// The next timers.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    timers: BTreeSet<Timer>,
+    is_behind: bool,
+    end: Option<Timer>,
+}
+
+impl Schedule {
+    /// A schedule of which nothing is known yet.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            timers: BTreeSet::new(),
+            is_behind: true,
+            end: None,
+        }
+    }
+
+    /// A timer was written to the open group.
+    pub(crate) fn insert(&mut self, timer: Timer) {
+        if self.is_behind && self.end.is_none_or(|end| timer > end) {
+            return;
+        }
+        self.timers.insert(timer);
+        if self.timers.len() > TIMERS_MAX {
+            self.timers.pop_last();
+            self.is_behind = true;
+            self.end = self.timers.last().copied();
+        }
+    }
+
+    pub(crate) fn remove(&mut self, timer: &Timer) {
+        self.timers.remove(timer);
+    }
+
+    /// Takes in what was read behind the end, and how far that was.
+    pub(crate) fn refill(&mut self, timers: &[Timer], end: Option<Timer>, at_end: bool) {
+        self.timers.extend(timers);
+        self.end = end.or(self.end);
+        self.is_behind = !at_end;
+    }
+
+    /// Where to read on, when the timers in memory are used up.
+    pub(crate) fn refill_after(&self) -> Option<Option<Timer>> {
+        (self.is_behind && self.timers.is_empty()).then_some(self.end)
+    }
+
+    /// Timers that are due, the earliest first.
+    pub(crate) fn due(&self, now: Timestamp, max: usize) -> Vec<Timer> {
+        self.timers
+            .iter()
+            .take_while(|timer| timer.at <= now)
+            .take(max)
+            .copied()
+            .collect()
+    }
+
+    /// How long until the next one is due or must be read.
+    pub(crate) fn next(&self, now: Timestamp) -> Option<DurationMs> {
+        match self.timers.first() {
+            Some(timer) => Some(timer.at.since(now)),
+            None => self.is_behind.then_some(DurationMs::ZERO),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Timer> {
+        self.timers.iter()
+    }
+}

@@ -1,0 +1,356 @@
+//! What happens without anybody asking: sessions open and are lost, leases time out, scheduled
+//! jobs become due, waits end. One tick does a bounded slice of it.
+
+use ganger_protocol::{
+    DurationMs, JobId, SessionId, WireError,
+    job::{JobError, JobState},
+    limits::SESSION_TTL_DEFAULT,
+    request::{LeaseRef, SessionHello},
+    response::{Done, Notice, ReplyBody},
+};
+
+use crate::{
+    Engine,
+    answer::Verdict,
+    command::{Now, Origin, Outcome, SessionOpened},
+    facts::{Fact, Facts, Need},
+    push::{PRODUCER_IDLE_MAX, idle_timer},
+    records::{ProducerNumber, QueueNumber, SessionRecord, Timer, TimerKind},
+    schedule,
+    session::Session,
+};
+
+/// Timers, time-outs and waits that one tick handles, each.
+const SLICE: usize = 128;
+
+/// Leases told of in one notice of a session, and kept for its next heartbeat.
+const LOST_MAX: usize = 1000;
+
+impl Engine {
+    /// How long until something happens by itself; `None`: never.
+    pub fn next_wakeup(&self, now: Now) -> Option<DurationMs> {
+        if !self.overfull.is_empty() || !self.unserved.is_empty() {
+            return Some(DurationMs::ZERO);
+        }
+        let mono = [
+            self.leases.first_deadline(),
+            self.sessions.first_check(),
+            self.waiters.first_deadline(),
+            self.stragglers.first().map(|(at, _)| *at),
+        ];
+        let mono = mono
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.since(now.mono));
+        mono.into_iter().chain(self.schedule.next(now.wall)).min()
+    }
+
+    pub(crate) fn needs_of_tick(&mut self, now: Now, facts: &Facts) -> Vec<Need> {
+        if let Some(after) = self.schedule.refill_after() {
+            return vec![Need::Timers {
+                after,
+                max: schedule::REFILL,
+            }];
+        }
+        let mut needs = Vec::new();
+        for timer in self.schedule.due(now.wall, SLICE) {
+            needs.extend(self.need_of_timer(&timer));
+        }
+        for job in self.leases.timed_out(now.mono, SLICE) {
+            needs.extend(self.need_of_job(job, true));
+        }
+        let lost = self.sessions.first_lost(now.mono);
+        needs.extend(self.needs_of_session(lost));
+        let stragglers = self
+            .stragglers
+            .iter()
+            .take_while(|(at, _)| *at <= now.mono)
+            .take(SLICE);
+        let stragglers = stragglers.filter_map(|(_, run)| self.straggler(*run));
+        needs.extend(stragglers.filter_map(|job| self.need_of_job(job, true)));
+        needs.extend(self.needs_of_overfull(facts));
+        for number in &self.unserved {
+            let Some(queue) = self.queues.find(*number) else {
+                continue;
+            };
+            let unread = queue.windows().find(|(_, window)| !window.is_idle());
+            if let Some((priority, window)) = unread.filter(|(_, window)| window.is_short_of(1)) {
+                needs.push(self.need_of_heads(*number, priority, window.end));
+            }
+        }
+        needs
+    }
+
+    fn need_of_timer(&self, timer: &Timer) -> Option<Need> {
+        match timer.what {
+            TimerKind::Due => self.need_of_job(JobId::from_bytes(timer.id), true),
+            TimerKind::Retention => self.need_of_job(JobId::from_bytes(timer.id), false),
+            TimerKind::ProducerIdle => {
+                let producer = producer_of(timer);
+                let is_known = self.producers.find(producer).is_some();
+                (!is_known).then_some(Need::Producer(producer))
+            }
+            TimerKind::Expire
+            | TimerKind::UniqueTtl
+            | TimerKind::BatchDeadline
+            | TimerKind::PauseEnd => None,
+        }
+    }
+
+    pub(crate) fn tick(&mut self, now: Now, facts: &Facts, outcome: &mut Outcome) {
+        let mut touched = Vec::new();
+        for timer in self.schedule.due(now.wall, SLICE) {
+            touched.extend(self.fire(now, timer, facts));
+        }
+        for job in self.leases.timed_out(now.mono, SLICE) {
+            self.time_out(now, job, facts, outcome);
+        }
+        if let Some(session) = self.sessions.first_lost(now.mono) {
+            touched.extend(self.lose_session(now, session, facts, outcome));
+        }
+        for ticket in self.waiters.timed_out(now.mono, SLICE) {
+            self.end_wait(now, ticket, false, outcome);
+        }
+        while let Some((at, run)) = self.stragglers.first().copied()
+            && at <= now.mono
+        {
+            self.stragglers.pop_first();
+            if let Some(job) = self.straggler(run) {
+                self.move_straggler(job, facts);
+            }
+        }
+        self.trim_dead(facts);
+        touched.extend(std::mem::take(&mut self.unserved));
+        self.offer_all(now, touched.into_iter(), outcome);
+    }
+
+    /// A timer is due; the queue that got a ready job by it.
+    fn fire(&mut self, now: Now, timer: Timer, facts: &Facts) -> Option<QueueNumber> {
+        self.unset_timer(timer);
+        match timer.what {
+            TimerKind::Due => {
+                let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
+                if record.state != JobState::Scheduled || record.run_at != Some(timer.at) {
+                    return None;
+                }
+                let queue = record.queue;
+                self.count(queue, Some(JobState::Scheduled), Some(JobState::Ready));
+                self.make_ready_at_tail(record);
+                Some(queue)
+            }
+            TimerKind::Retention => {
+                let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
+                if record.state == JobState::Dead {
+                    self.delete_dead(&record);
+                }
+                None
+            }
+            TimerKind::ProducerIdle => {
+                self.look_at_producer(now, producer_of(&timer), facts);
+                None
+            }
+            TimerKind::Expire
+            | TimerKind::UniqueTtl
+            | TimerKind::BatchDeadline
+            | TimerKind::PauseEnd => None,
+        }
+    }
+
+    fn look_at_producer(&mut self, now: Now, producer: ProducerNumber, facts: &Facts) {
+        let stored = match facts.find(&Need::Producer(producer)) {
+            Some(Fact::Producer(newest)) => *newest,
+            Some(_) | None => None,
+        };
+        let Some((_, at)) = self.producers.find(producer).or(stored) else {
+            return;
+        };
+        let idle_at = at.plus(PRODUCER_IDLE_MAX);
+        if idle_at > now.wall {
+            self.set_timer(idle_timer(producer, idle_at));
+            return;
+        }
+        self.producers.forget(producer);
+        self.group.forget_producer(producer);
+    }
+
+    fn time_out(&mut self, now: Now, job: JobId, facts: &Facts, outcome: &mut Outcome) {
+        let record = self.lookup(job, facts);
+        let Some(lease) = self.end_lease(job, now.mono) else {
+            return;
+        };
+        self.tell_lost(
+            lease.session,
+            vec![LeaseRef {
+                job,
+                lease: lease.number,
+            }],
+            outcome,
+        );
+        let Some(record) = record else { return };
+        let error = JobError {
+            at: now.wall,
+            attempt: lease.attempt,
+            kind: "timeout".to_owned(),
+            message: "the lease passed its deadline".to_owned(),
+            backtrace: String::new(),
+        };
+        self.fail_lease(now, &lease, record, error, Verdict::Backoff);
+    }
+
+    /// Tells a session that leases ended without its answer: at once, and with its next heartbeat.
+    fn tell_lost(&mut self, session: SessionId, leases: Vec<LeaseRef>, outcome: &mut Outcome) {
+        let Some(session) = self.sessions.find_mut(session) else {
+            return;
+        };
+        if session.lost.len() + leases.len() <= LOST_MAX {
+            session.lost.extend(&leases);
+        }
+        if let Some(connection) = session.connection {
+            outcome.notices.push((connection, Notice::Lost { leases }));
+        }
+    }
+
+    /// The ttl of a session has passed: its leases end, its waits end, it is forgotten.
+    fn lose_session(
+        &mut self,
+        now: Now,
+        id: SessionId,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Vec<QueueNumber> {
+        let leases = self.refs_of(id);
+        self.tell_lost(id, leases.clone(), outcome);
+        self.end_waits(id, outcome);
+        let mut touched = Vec::new();
+        for LeaseRef { job, .. } in leases.into_iter().rev() {
+            let record = self.lookup(job, facts);
+            if let (Some(lease), Some(record)) = (self.end_lease(job, now.mono), record) {
+                touched.push(record.queue);
+                self.lose_lease(now, &lease, record);
+            }
+        }
+        self.sessions.remove(id);
+        self.group.set_session(id, None);
+        touched
+    }
+
+    fn refs_of(&self, session: SessionId) -> Vec<LeaseRef> {
+        let leases = self
+            .sessions
+            .find(session)
+            .into_iter()
+            .flat_map(|session| &session.leases);
+        let refs = leases.filter_map(|job| {
+            Some(LeaseRef {
+                job: *job,
+                lease: self.leases.find(job)?.number,
+            })
+        });
+        refs.collect()
+    }
+
+    pub(crate) fn goodbye(
+        &mut self,
+        now: Now,
+        origin: &Origin,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Result<ReplyBody, WireError> {
+        let id = self.known_session(origin.session)?;
+        self.end_waits(id, outcome);
+        let leases = self.refs_of(id);
+        let touched = self.release_all(now, leases, facts);
+        self.sessions.remove(id);
+        self.group.set_session(id, None);
+        self.offer_all(now, touched.into_iter(), outcome);
+        Ok(ReplyBody::Done(Done {}))
+    }
+
+    /// Gives leases back, the first of them ending up at the very head.
+    fn release_all(&mut self, now: Now, leases: Vec<LeaseRef>, facts: &Facts) -> Vec<QueueNumber> {
+        let mut touched = Vec::new();
+        for LeaseRef { job, .. } in leases.into_iter().rev() {
+            let record = self.lookup(job, facts);
+            if let (Some(lease), Some(record)) = (self.end_lease(job, now.mono), record) {
+                touched.push(record.queue);
+                self.release_lease(now, &lease, record, None);
+            }
+        }
+        touched
+    }
+
+    pub(crate) fn needs_to_open(&self, hello: &SessionHello) -> Vec<Need> {
+        let Some(resume) = &hello.resume else {
+            return Vec::new();
+        };
+        self.needs_of_session(Some(resume.id))
+    }
+
+    /// Opens a session, or goes on with one: what it does not name as held is released at once.
+    pub(crate) fn open_session(
+        &mut self,
+        now: Now,
+        origin: &Origin,
+        hello: SessionHello,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> SessionOpened {
+        let held = hello
+            .resume
+            .as_ref()
+            .map(|resume| resume.held.clone())
+            .unwrap_or_default();
+        let known = hello.resume.as_ref().map(|resume| resume.id).filter(|id| {
+            let session = self.sessions.find(*id);
+            session.is_some_and(|session| session.record.namespace == origin.namespace)
+        });
+        let id = match known {
+            Some(id) => id,
+            None => self.new_session(now, origin, hello),
+        };
+        self.end_waits(id, outcome);
+        let is_held = |lease: &LeaseRef| held.contains(lease);
+        let owned = self.refs_of(id);
+        let (kept, dropped): (Vec<_>, Vec<_>) = owned.into_iter().partition(is_held);
+        let lost = held
+            .iter()
+            .filter(|lease| !kept.contains(lease))
+            .copied()
+            .collect();
+        let touched = self.release_all(now, dropped, facts);
+        let mut ttl = SESSION_TTL_DEFAULT;
+        if let Some(session) = self.sessions.find_mut(id) {
+            session.seen(now.mono);
+            session.connection = Some(origin.caller.connection);
+            session.lost.clear();
+            ttl = session.record.ttl;
+        }
+        self.offer_all(now, touched.into_iter(), outcome);
+        SessionOpened { id, ttl, lost }
+    }
+
+    fn new_session(&mut self, now: Now, origin: &Origin, hello: SessionHello) -> SessionId {
+        let (number, _) = self.take_number();
+        let record = SessionRecord {
+            id: SessionId(number),
+            namespace: origin.namespace.clone(),
+            name: hello.name,
+            host: hello.host,
+            pid: hello.pid,
+            labels: hello.labels.into_iter().collect(),
+            capacity: hello.capacity,
+            ttl: hello.ttl_ms.unwrap_or(SESSION_TTL_DEFAULT),
+        };
+        self.group
+            .set_session(record.id, Some(Box::new(record.clone())));
+        let id = record.id;
+        self.sessions.insert(Session::opened(record, now.mono));
+        id
+    }
+}
+
+fn producer_of(timer: &Timer) -> ProducerNumber {
+    let [.., a, b, c, d, e, f, g, h] = timer.id;
+    ProducerNumber(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+}

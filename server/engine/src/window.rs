@@ -1,0 +1,83 @@
+//! The heads of one lane that are in memory, and what is known of the rest.
+//!
+//! Everything of the lane up to `end` is here, leased or gone; behind it there may be more in the
+//! store when `is_behind` says so. A window never holds a job twice and never a job out of order.
+
+use std::collections::VecDeque;
+
+use ganger_protocol::{JobId, Timestamp};
+
+use crate::records::{Content, GroupNumber, JobRecord, PackedJob, Place};
+
+/// A ready job at hand.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) place: Place,
+    pub(crate) id: JobId,
+    /// The group that must be durable before the job may be handed out.
+    pub(crate) group: GroupNumber,
+    pub(crate) job: HeadJob,
+}
+
+/// The job of a head.
+#[derive(Debug)]
+pub(crate) enum HeadJob {
+    /// Nothing has happened to it since its push.
+    Packed(PackedJob),
+    /// It has a record of its own.
+    Record(Box<JobRecord>),
+}
+
+impl HeadJob {
+    pub(crate) fn content(&self) -> Option<&std::sync::Arc<Content>> {
+        match self {
+            Self::Packed(job) => job.content.as_ref(),
+            Self::Record(record) => record.content.as_ref(),
+        }
+    }
+
+    pub(crate) fn pushed_at(&self) -> Timestamp {
+        match self {
+            Self::Packed(job) => job.pushed_at,
+            Self::Record(record) => record.pushed_at,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        128 + self.content().map_or(0, |content| content.bound_bytes())
+    }
+}
+
+/// The heads of one lane.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    pub(crate) heads: VecDeque<Head>,
+    /// Whether the store may have entries behind `end`.
+    pub(crate) is_behind: bool,
+    /// Everything up to here is in `heads`, leased or gone. `None`: nothing is known.
+    pub(crate) end: Option<(u64, u8)>,
+}
+
+impl Window {
+    /// A lane of which nothing is known but that it may have entries.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            is_behind: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it must be refilled before `wanted` heads can be taken in order.
+    pub(crate) fn is_short_of(&self, wanted: usize) -> bool {
+        self.is_behind && self.heads.len() < wanted
+    }
+
+    /// Whether a head at the very front can be taken in: it would be read again otherwise.
+    pub(crate) fn takes_front(&self) -> bool {
+        !self.is_behind || self.end.is_some()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.heads.is_empty() && !self.is_behind
+    }
+}

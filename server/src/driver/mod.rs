@@ -1,0 +1,393 @@
+//! The one owner of a shard's engine and store.
+//!
+//! The [`Core`] stands behind a lock, and whichever session has decoded commands applies them at
+//! once: the order of the lock is the order of the trace. The sync thread seals what has gathered
+//! when the previous sync ends, syncs, and releases the replies of that group; there is no timer
+//! in between and never a second sync under way. The first error of the store is final.
+
+pub mod core;
+pub mod outbox;
+mod shards;
+mod threads;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use foldhash::fast::RandomState;
+use ganger_engine::{
+    command::{Command, ConnectionId, Mono, Now, Origin, Reply, SessionOpened},
+    records::Closed,
+};
+use ganger_protocol::{
+    DurationMs, JobId, WireError,
+    job::JobState,
+    request::DeadList,
+    response::{JobsReply, ReplyBody},
+};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    core::{Core, Released},
+    outbox::Outbox,
+    shards::{Shards, SharedNamespace},
+};
+use crate::{
+    clock::Clock,
+    store::{Store, StoreError},
+};
+
+/// Sessions stop reading while so many bytes are not durable.
+const UNDURABLE_BYTES_MAX: usize = 16 << 20;
+
+/// Lists that may be read at the same time; more are refused.
+const SCANS_MAX: usize = 4;
+
+/// One shard: core, sync thread, checkpoint thread and timer.
+#[derive(Debug)]
+pub struct Shard {
+    inner: Mutex<Inner>,
+    /// Wakes the sync thread.
+    dirty: Condvar,
+    /// Wakes the timer when something is due earlier than it thinks.
+    earlier: Notify,
+    /// Wakes the sessions that wait until more is durable.
+    room: Notify,
+    is_congested: AtomicBool,
+    scans: Semaphore,
+    clock: Clock,
+    store: Arc<Store>,
+    /// Told when the store has failed.
+    fatal: CancellationToken,
+    failure: Mutex<Option<StoreError>>,
+    /// Changes that nobody waits for are durable at the latest after this time.
+    unawaited_sync_after: Duration,
+    /// A checkpoint is made at the latest so long after the last one.
+    checkpoint_every: Duration,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Core,
+    outboxes: HashMap<ConnectionId, Arc<Outbox>, RandomState>,
+    /// Whether the sync thread sleeps until it is woken.
+    sync_is_idle: bool,
+    /// When the timer will look again, in ms of the monotonic clock.
+    timer_at: Option<Mono>,
+    is_stopping: bool,
+}
+
+/// How long a shard may put things off.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Changes that nobody waits for are durable at the latest after this time. Default 20 ms.
+    pub unawaited_sync_after: Duration,
+    /// A checkpoint is made at the latest so long after the last one. Default 5 s.
+    pub checkpoint_every: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            unawaited_sync_after: Duration::from_millis(20),
+            checkpoint_every: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Replies and notices with where they go.
+#[derive(Debug, Default)]
+struct Delivery {
+    replies: Vec<(Arc<Outbox>, Reply)>,
+    notices: Vec<(Arc<Outbox>, ganger_protocol::response::Notice)>,
+}
+
+impl Shard {
+    /// A shard over an open core. Its threads are started by [`Shard::start`].
+    pub fn new(core: Core, clock: Clock, fatal: CancellationToken, pace: &Pace) -> Self {
+        let store = Arc::clone(core.store());
+        Self {
+            inner: Mutex::new(Inner {
+                core,
+                outboxes: HashMap::default(),
+                sync_is_idle: false,
+                timer_at: None,
+                is_stopping: false,
+            }),
+            dirty: Condvar::new(),
+            earlier: Notify::new(),
+            room: Notify::new(),
+            is_congested: AtomicBool::new(false),
+            scans: Semaphore::new(SCANS_MAX),
+            clock,
+            store,
+            fatal,
+            failure: Mutex::new(None),
+            unawaited_sync_after: pace.unawaited_sync_after,
+            checkpoint_every: pace.checkpoint_every,
+        }
+    }
+
+    /// Replies to this connection go there from now on.
+    pub fn attach(&self, outbox: &Arc<Outbox>) {
+        self.lock()
+            .outboxes
+            .insert(outbox.connection(), Arc::clone(outbox));
+    }
+
+    /// A connection is gone.
+    pub fn detach(&self, connection: ConnectionId, session: Option<ganger_protocol::SessionId>) {
+        let command = Command::Detach {
+            connection,
+            session,
+        };
+        self.submit([command]);
+        self.lock().outboxes.remove(&connection);
+    }
+
+    /// Applies commands in order. What may leave at once leaves before this returns; the session
+    /// that the last of them opened, if any, is returned. After a failure of the store nothing is
+    /// applied and nothing answered.
+    pub fn submit(&self, commands: impl IntoIterator<Item = Command>) -> Option<SessionOpened> {
+        let mut inner = self.lock();
+        let now = self.clock.now();
+        let mut delivery = Delivery::default();
+        let mut session = None;
+        for command in commands {
+            if self.has_failed() {
+                return None;
+            }
+            match inner.core.apply(now, command) {
+                Ok(released) => {
+                    session = released.session.clone().or(session);
+                    inner.route(released, &mut delivery);
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return None;
+                }
+            }
+        }
+        self.after_apply(&mut inner, now);
+        drop(inner);
+        delivery.send(now.mono);
+        session
+    }
+
+    /// Wakes whom the changes concern.
+    fn after_apply(&self, inner: &mut Inner, now: Now) {
+        if inner.sync_is_idle && inner.core.is_dirty() {
+            inner.sync_is_idle = false;
+            self.dirty.notify_one();
+        }
+        if inner.core.undurable_bytes() > UNDURABLE_BYTES_MAX {
+            self.is_congested.store(true, Ordering::Release);
+        }
+        let due = inner.core.next_wakeup(now).map(|wait| now.mono.plus(wait));
+        if let Some(due) = due
+            && inner.timer_at.is_none_or(|armed| due < armed)
+        {
+            inner.timer_at = Some(due);
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Waits while too much is not durable. Cancel-safe: nothing is taken.
+    pub async fn has_room(&self) {
+        while self.is_congested.load(Ordering::Acquire) {
+            let room = self.room.notified();
+            if !self.is_congested.load(Ordering::Acquire) {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// One page of dead jobs. It is answered when everything it may show is durable.
+    pub fn list_dead(&self, origin: &Origin, list: &DeadList) {
+        let caller = origin.caller;
+        let page = self.dead_page(origin, list);
+        let now = self.clock.now();
+        let mut delivery = Delivery::default();
+        let mut inner = self.lock();
+        let reply = Reply {
+            caller,
+            after: Default::default(),
+            result: page.map(ReplyBody::Jobs),
+        };
+        let released = inner.core.defer(reply);
+        inner.route(released, &mut delivery);
+        self.after_apply(&mut inner, now);
+        drop(inner);
+        delivery.send(now.mono);
+    }
+
+    fn dead_page(&self, origin: &Origin, list: &DeadList) -> Result<JobsReply, WireError> {
+        let busy = || {
+            let message = format!("{SCANS_MAX} lists are being read; try again");
+            WireError::overloaded(message, DurationMs(100))
+        };
+        let _permit = self.scans.try_acquire().map_err(|_none| busy())?;
+        let number = {
+            let mut inner = self.lock();
+            let number = inner.core.queue_named(origin, &list.queue)?;
+            // What has happened so far is in the store's sealed groups from here on.
+            if let Err(error) = inner.core.seal(self.clock.now()) {
+                return Err(self.fail(error));
+            }
+            number
+        };
+        let after = list
+            .cursor
+            .as_deref()
+            .map(|text| cursor::read(text, number))
+            .transpose()?;
+        let limit = usize::try_from(list.limit).unwrap_or(usize::MAX);
+        let page = self
+            .store
+            .closed_page(number, JobState::Dead, after, list.newest_first, limit);
+        let records = page.map_err(|error| self.fail(error))?;
+        let cursor = records
+            .last()
+            .filter(|_| records.len() == limit)
+            .map(|last| {
+                cursor::write(&Closed {
+                    queue: number,
+                    state: JobState::Dead,
+                    at: last.closed_at.unwrap_or_default(),
+                    job: last.id,
+                })
+            });
+        let jobs = records
+            .iter()
+            .filter_map(|record| record.view(list.queue.clone()))
+            .collect();
+        Ok(JobsReply { jobs, cursor })
+    }
+
+    /// The store has failed: nothing is answered ok any more, and the server is told to stop.
+    fn fail(&self, error: StoreError) -> WireError {
+        tracing::error!(%error, "the store failed; nothing is acknowledged any more");
+        let message = format!("the store failed: {error}");
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+        self.fatal.cancel();
+        self.dirty.notify_all();
+        WireError::new(ganger_protocol::ErrorCode::Unavailable, message)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.fatal.is_cancelled()
+    }
+
+    /// Why the store failed, once it has.
+    pub fn take_failure(&self) -> Option<StoreError> {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Looks at the engine.
+    pub fn look<T>(&self, look: impl FnOnce(&Core) -> T) -> T {
+        look(&self.lock().core)
+    }
+
+    /// The store, to read from.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// No code panics while it holds this lock but by a bug, after which the server stops anyway.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn route(&self, released: Released, delivery: &mut Delivery) {
+        for reply in released.replies {
+            if let Some(outbox) = self.outboxes.get(&reply.caller.connection) {
+                delivery.replies.push((Arc::clone(outbox), reply));
+            }
+        }
+        for (connection, notice) in released.notices {
+            if let Some(outbox) = self.outboxes.get(&connection) {
+                delivery.notices.push((Arc::clone(outbox), notice));
+            }
+        }
+    }
+}
+
+impl Delivery {
+    /// Encodes everything, then sends once a connection.
+    fn send(self, now: Mono) {
+        let mut touched: Vec<Arc<Outbox>> = Vec::new();
+        let touch = |outbox: Arc<Outbox>, touched: &mut Vec<Arc<Outbox>>| {
+            if !touched
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(last, &outbox))
+            {
+                touched.push(outbox);
+            }
+        };
+        for (outbox, notice) in self.notices {
+            outbox.notice(&notice);
+            touch(outbox, &mut touched);
+        }
+        for (outbox, reply) in self.replies {
+            outbox.reply(reply);
+            touch(outbox, &mut touched);
+        }
+        touched.sort_by_key(|outbox| outbox.connection());
+        touched.dedup_by_key(|outbox| outbox.connection());
+        for outbox in touched {
+            outbox.flush(now);
+        }
+    }
+}
+
+/// Where a page of a list ended, as opaque text.
+mod cursor {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use ganger_engine::records::{Closed, QueueNumber};
+    use ganger_protocol::Timestamp;
+
+    use super::{JobId, JobState, WireError};
+
+    pub(super) fn write(row: &Closed) -> String {
+        let mut bytes = Vec::with_capacity(12 + JobId::BYTES);
+        bytes.extend(row.queue.0.to_be_bytes());
+        bytes.extend(row.at.0.to_be_bytes());
+        bytes.extend(row.job.as_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    pub(super) fn read(text: &str, queue: QueueNumber) -> Result<Closed, WireError> {
+        let refused =
+            || WireError::bad_request("cursor", "the cursor is not one that this list has given");
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_not_ours| refused())?;
+        let (number, rest) = bytes.split_first_chunk().ok_or_else(refused)?;
+        let (at, job) = rest.split_first_chunk().ok_or_else(refused)?;
+        let job: [u8; JobId::BYTES] = job.try_into().map_err(|_not_ours| refused())?;
+        if u32::from_be_bytes(*number) != queue.0 {
+            return Err(refused());
+        }
+        Ok(Closed {
+            queue,
+            state: JobState::Dead,
+            at: Timestamp(u64::from_be_bytes(*at)),
+            job: JobId::from_bytes(job),
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! What drives a shard besides its sessions: the sync thread, the checkpoint thread, the timer.
+
+use std::{sync::Arc, sync::PoisonError, time::Duration};
+
+use ganger_engine::command::Command;
+
+use super::{Delivery, Released, Shard, UNDURABLE_BYTES_MAX};
+use crate::{
+    clock::Stopwatch,
+    store::{CheckpointProgress, StoreError},
+    tasks::{OnPanic, Tasks},
+};
+
+/// How long the checkpoint thread sleeps between two looks.
+const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Slices of due things that one turn of the timer does before others get the lock.
+const TICKS_MAX: usize = 16;
+
+impl Shard {
+    /// Starts the threads and the timer.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(self: &Arc<Self>, tasks: &Tasks) -> std::io::Result<()> {
+        let shard = Arc::clone(self);
+        tasks.thread("sync", move || shard.run_sync())?;
+        let shard = Arc::clone(self);
+        let stopping = tasks.stopping();
+        let checkpoint = move || shard.run_checkpoint(&|| stopping.is_cancelled());
+        tasks.thread("checkpoint", checkpoint)?;
+        let (shard, stopping) = (Arc::clone(self), tasks.stopping());
+        tasks.spawn("timer", OnPanic::Stop, async move {
+            // Cancel-safe: a turn that is cut off while it sleeps has done nothing.
+            stopping.run_until_cancelled(shard.run_timer()).await;
+        });
+        Ok(())
+    }
+
+    /// Asks the sync thread to end once everything is durable.
+    pub fn stop(&self) {
+        self.lock().is_stopping = true;
+        self.dirty.notify_all();
+    }
+
+    fn run_sync(&self) {
+        loop {
+            match self.sync_once() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.fail(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do, seals it, syncs it, and releases what waited for it; `false`
+    /// when there is nothing left and the shard stops.
+    fn sync_once(&self) -> Result<bool, StoreError> {
+        let mut inner = self.lock();
+        while !inner.core.is_awaited() {
+            if self.has_failed() {
+                return Ok(false);
+            }
+            let is_dirty = inner.core.is_dirty();
+            if inner.is_stopping {
+                if is_dirty {
+                    break;
+                }
+                return Ok(false);
+            }
+            inner.sync_is_idle = true;
+            if !is_dirty {
+                inner = self
+                    .dirty
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let waited = self.dirty.wait_timeout(inner, self.unawaited_sync_after);
+            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+            if timeout.timed_out() {
+                break;
+            }
+        }
+        inner.sync_is_idle = false;
+        if self.has_failed() {
+            return Ok(false);
+        }
+        while self.store.is_full() && !self.has_failed() {
+            // The checkpoint thread makes room; meanwhile nothing is sealed and sessions stop
+            // reading.
+            let waited = self.dirty.wait_timeout(inner, Duration::from_millis(1));
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.core.seal(self.clock.now())?;
+        drop(inner);
+        let durable = self.store.sync()?;
+        let mut delivery = Delivery::default();
+        let mut inner = self.lock();
+        let released: Released = inner.core.synced(durable);
+        inner.route(released, &mut delivery);
+        let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
+        drop(inner);
+        delivery.send(self.clock.now().mono);
+        if is_relieved
+            && self
+                .is_congested
+                .swap(false, std::sync::atomic::Ordering::AcqRel)
+        {
+            self.room.notify_waiters();
+        }
+        Ok(true)
+    }
+
+    fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
+        let mut since = Stopwatch::start();
+        while !is_stopping() && !self.has_failed() {
+            if !self
+                .store
+                .checkpoint_due(since.elapsed() >= self.checkpoint_every)
+            {
+                std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
+                continue;
+            }
+            match self.store.checkpoint_slice() {
+                Ok(CheckpointProgress::More) => {}
+                Ok(CheckpointProgress::Done) => since = Stopwatch::start(),
+                Err(error) => {
+                    self.fail(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sleeps until the next thing is due, does a bounded slice of it, and so on.
+    async fn run_timer(&self) {
+        loop {
+            for _ in 0..TICKS_MAX {
+                let is_due = self.look(|core| {
+                    core.next_wakeup(self.clock.now())
+                        .is_some_and(|wait| wait.0 == 0)
+                });
+                if !is_due {
+                    break;
+                }
+                self.submit([Command::Tick]);
+            }
+            let wait = {
+                let mut inner = self.lock();
+                let now = self.clock.now();
+                let wait = inner.core.next_wakeup(now);
+                inner.timer_at = wait.map(|wait| now.mono.plus(wait));
+                wait
+            };
+            match wait {
+                None => self.earlier.notified().await,
+                Some(wait) if wait.0 == 0 => tokio::task::yield_now().await,
+                Some(wait) => {
+                    let sleep = tokio::time::sleep(Duration::from_millis(wait.0));
+                    // Both branches are cancel-safe: a permit of `earlier` is kept, a sleep is
+                    // computed anew.
+                    tokio::select! {
+                        () = sleep => {}
+                        () = self.earlier.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Accepts connections, within their limits, and ends those that overstay. What is said on one is
+//! [`crate::session`]'s.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ganger_engine::command::{ConnectionId, Mono};
+use tokio::net::TcpListener;
+
+use crate::{
+    server::Shared,
+    session::{self, Patience, Presence},
+    tasks::OnPanic,
+};
+
+/// After an error of accept that is the machine's (no file handles), the listener waits so long.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Every connection of a server.
+#[derive(Debug, Default)]
+pub struct Connections(Mutex<BTreeMap<ConnectionId, Arc<Presence>>>);
+
+impl Connections {
+    /// A connection begins.
+    pub fn enter(&self, id: ConnectionId, presence: Arc<Presence>) {
+        self.lock().insert(id, presence);
+    }
+
+    /// A connection has ended.
+    pub fn leave(&self, id: ConnectionId) {
+        self.lock().remove(&id);
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Requests that are not answered, and bytes that are not sent, over all connections.
+    pub fn outstanding(&self) -> (u64, usize) {
+        let all = self.lock();
+        let outboxes = all.values().map(|presence| &presence.outbox);
+        outboxes.fold((0, 0), |(requests, bytes), outbox| {
+            (
+                requests + outbox.unanswered(),
+                bytes + outbox.unsent_bytes(),
+            )
+        })
+    }
+
+    /// Ends those that overstay.
+    pub fn sweep(&self, now: Mono, patience: &Patience) {
+        for (id, presence) in self.lock().iter() {
+            if let Some(reason) = presence.overstays(now, patience) {
+                tracing::debug!(connection = id.0, reason, "a connection is closed");
+                presence.close.cancel();
+            }
+        }
+    }
+
+    /// Ends all.
+    pub fn close_all(&self) {
+        for presence in self.lock().values() {
+            presence.close.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ConnectionId, Arc<Presence>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connections by address, for the limit of one.
+#[derive(Debug, Default)]
+struct Addresses(Mutex<BTreeMap<IpAddr, u32>>);
+
+impl Addresses {
+    /// Whether one more of this address is allowed; it is counted then.
+    fn enter(&self, address: IpAddr, max: u32) -> bool {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        if *count >= max && !address.to_canonical().is_loopback() {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    fn leave(&self, address: IpAddr) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&address);
+            }
+        }
+    }
+}
+
+/// Binds the address. Port 0 takes a free one.
+///
+/// # Errors
+/// When the address is taken or not this machine's.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts until the server stops or drains.
+pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    let addresses = Arc::new(Addresses::default());
+    let mut next = 1;
+    loop {
+        // Cancel-safe: a connection is either accepted and handed on, or still in the backlog.
+        let accepted = tokio::select! {
+            () = shared.closed_to_new.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        let max = shared.connections_per_address_max;
+        if shared.connections.count() >= shared.connections_max {
+            tracing::warn!(%peer, "refused: too many connections");
+            continue;
+        }
+        if !addresses.enter(peer.ip(), max) {
+            tracing::warn!(%peer, "refused: too many connections of one address");
+            continue;
+        }
+        keep_alive(&stream);
+        let id = ConnectionId(next);
+        next += 1;
+        let (task, addresses) = (Arc::clone(&shared), Arc::clone(&addresses));
+        shared
+            .tasks
+            .spawn("session", OnPanic::Continue, async move {
+                session::serve(task, stream, peer, id).await;
+                addresses.leave(peer.ip());
+            });
+    }
+}
+
+/// Lets the system find peers that are gone without a word.
+fn keep_alive(stream: &tokio::net::TcpStream) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15));
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&probes) {
+        tracing::debug!(%error, "no keepalive on a socket");
+    }
+}

@@ -1,0 +1,173 @@
+//! Carries the net effect of durable groups from the overlay into the table, in slices, and then
+//! lets the log be trimmed.
+//!
+//! The last slice carries the number of the applied group. A checkpoint that is cut short before
+//! it leaves a table with some later values in it, over which the replay of the log writes the
+//! same again. When to run is the driver's decision.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use ganger_engine::records::GroupNumber;
+
+use super::{
+    Store, StoreError,
+    coding::{Malformed, Reader, put_varint},
+    damaged,
+    keys::{Key, Meta},
+    overlay::Layer,
+    records,
+    table::{Span, Table},
+};
+
+/// Operations of one slice at most.
+const SLICE_OPERATIONS_MAX: usize = 1000;
+
+/// Whether a checkpoint is through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointProgress {
+    /// Call again.
+    More,
+    /// The table has everything up to some group, durable, and the log behind it was trimmed.
+    Done,
+}
+
+/// A checkpoint on its way.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    layer: Arc<Layer>,
+    /// Prefixes of which the table must lose everything, before anything is written.
+    dropped: Vec<Key>,
+    /// The last entry that the table has.
+    after: Option<Key>,
+    /// Bytes of log that it makes superfluous.
+    log_bytes: u64,
+}
+
+impl Store {
+    /// Whether a checkpoint should run: one is on its way, enough was written since the last, or
+    /// anything at all and the caller's clock says that it is time.
+    pub fn checkpoint_due(&self, idle_clock_passed: bool) -> bool {
+        let durable = self.durable.load(Ordering::Acquire);
+        let has_some = self.applied.load(Ordering::Acquire) < durable;
+        self.has_checkpoint.load(Ordering::Acquire)
+            || (has_some && idle_clock_passed)
+            || self.log_bytes.load(Ordering::Relaxed) >= self.options.checkpoint_bytes
+            || self.overlay().bytes() >= self.options.overlay_bytes_max / 2
+    }
+
+    /// Does at most 1 000 operations of a checkpoint, and begins one when none
+    /// is on its way. Called by one thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`], or the error that poisons the store.
+    pub fn checkpoint_slice(&self) -> Result<CheckpointProgress, StoreError> {
+        self.guarded(|| {
+            let mut slot = self.checkpoint();
+            if slot.is_none() {
+                *slot = self.begin_checkpoint()?;
+            }
+            let Some(checkpoint) = &mut *slot else {
+                return Ok(CheckpointProgress::Done);
+            };
+            if !self.write_slice(checkpoint)? {
+                return Ok(CheckpointProgress::More);
+            }
+            let (last, log_bytes) = (checkpoint.layer.last(), checkpoint.log_bytes);
+            *slot = None;
+            self.finish_checkpoint(last, log_bytes)?;
+            Ok(CheckpointProgress::Done)
+        })
+    }
+
+    /// Freezes what was committed and makes it durable: only durable groups go into the table.
+    fn begin_checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {
+        let sealed = self.sealed.load(Ordering::Acquire);
+        if self.applied.load(Ordering::Acquire) == sealed {
+            return Ok(None);
+        }
+        let (layer, log_bytes) = {
+            let mut overlay = self.overlay_mut();
+            (overlay.freeze(), self.log_bytes.load(Ordering::Relaxed))
+        };
+        self.has_checkpoint.store(true, Ordering::Release);
+        if self.durable() < layer.last() {
+            let last = self.log.sync()?;
+            self.durable.fetch_max(last.0, Ordering::AcqRel);
+        }
+        Ok(Some(Checkpoint {
+            dropped: layer.dropped().copied().collect(),
+            layer,
+            after: None,
+            log_bytes,
+        }))
+    }
+
+    /// Writes one slice; whether it was the last, which is durable then.
+    fn write_slice(&self, checkpoint: &mut Checkpoint) -> Result<bool, StoreError> {
+        if let Some(prefix) = checkpoint.dropped.last() {
+            let rows = self.table.scan(&Span::of(*prefix), SLICE_OPERATIONS_MAX)?;
+            let is_last = rows.len() < SLICE_OPERATIONS_MAX;
+            let batch: Vec<_> = rows.into_iter().map(|(key, _)| (key, None)).collect();
+            if !batch.is_empty() {
+                self.table.apply(&batch)?;
+            }
+            if is_last {
+                checkpoint.dropped.pop();
+            }
+            return Ok(false);
+        }
+        let layer = &checkpoint.layer;
+        // One operation is kept for the number of the applied group.
+        let mut batch = layer.slice(checkpoint.after.as_ref(), SLICE_OPERATIONS_MAX - 1);
+        let is_last = batch.len() < SLICE_OPERATIONS_MAX - 1;
+        checkpoint.after = batch.last().map(|(key, _)| *key).or(checkpoint.after);
+        if is_last {
+            batch.push(applied_row(layer.last()));
+        }
+        self.table.apply(&batch)?;
+        if is_last {
+            self.table.flush()?;
+        }
+        Ok(is_last)
+    }
+
+    /// The table has everything up to `last`, durable.
+    fn finish_checkpoint(&self, last: GroupNumber, log_bytes: u64) -> Result<(), StoreError> {
+        let layer = self.overlay_mut().drop_frozen();
+        drop(layer);
+        self.applied.store(last.0, Ordering::Release);
+        self.log_bytes.fetch_sub(log_bytes, Ordering::Relaxed);
+        self.has_checkpoint.store(false, Ordering::Release);
+        self.log.trim(last)?;
+        self.log.prepare()?;
+        Ok(())
+    }
+}
+
+/// The row that says up to which group a table has everything.
+pub(super) fn applied_row(group: GroupNumber) -> (Key, Option<Bytes>) {
+    let key = Key::meta(Meta::Applied);
+    let mut value = Vec::new();
+    records::put_value(&mut value, key.as_slice(), group, |out| {
+        put_varint(out, group.0);
+    });
+    (key, Some(Bytes::from(value)))
+}
+
+/// The group up to which a table has everything.
+pub(super) fn read_applied(table: &dyn Table) -> Result<GroupNumber, StoreError> {
+    let key = Key::meta(Meta::Applied);
+    let value = table.read(&key)?.ok_or(StoreError::Incomplete {
+        what: "the table does not say which groups it has",
+    })?;
+    let newest = GroupNumber(u64::MAX);
+    let (group, body) =
+        records::open_value(key.as_slice(), &value, newest).map_err(damaged(&key))?;
+    let mut reader = Reader(body);
+    let applied = reader.varint().map_err(damaged(&key))?;
+    if applied != group.0 {
+        return Err(damaged(&key)(Malformed("its two numbers differ")));
+    }
+    Ok(group)
+}

@@ -1,0 +1,555 @@
+//! The key map: every kind of key, its first byte, and how its parts lie in it.
+//!
+//! Keys are big-endian, so that their order is the order of what they name. A prefix is one byte
+//! and never changes its meaning. What stands behind a key is in `records.rs`; nothing here reads
+//! or writes. The prefixes of later features are fixed here as well.
+
+use std::fmt;
+
+use ganger_engine::records::{
+    BlobKind, Closed, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer, TimerKind,
+};
+use ganger_protocol::{JobId, SessionId, Timestamp, job::JobState};
+
+use super::records::{state_from_number, state_number};
+
+/// The first byte of a key. The numbers are stored and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Prefix {
+    /// What the shard itself remembers: see [`Meta`].
+    Meta = 0x01,
+    /// queue u32 · 255 − priority u8 · lane u64 · position u64.
+    Run = 0x10,
+    /// group u64 · part u16.
+    Acks = 0x11,
+    /// job id.
+    Job = 0x12,
+    /// at u64 · what u8 · id of 24 bytes.
+    Timer = 0x13,
+    /// queue u32 · state u8 · at u64 · job id.
+    Closed = 0x14,
+    /// group u64 · part u16.
+    Leases = 0x15,
+    /// session u64 · part u16.
+    Session = 0x16,
+    /// producer u64 · part u16 · slot u8: the first parts of all slots lie together.
+    Outcome = 0x17,
+    /// queue u32.
+    Queue = 0x18,
+    /// job id · what u8 · part u16.
+    Blob = 0x19,
+    /// For later: digest of namespace and unique key.
+    Unique = 0x20,
+    /// For later: batch u64.
+    Batch = 0x21,
+    /// For later: batch u64 · job id.
+    Member = 0x22,
+    /// For later: job id that is waited for · job id that waits.
+    Edge = 0x23,
+    /// For later: digest of namespace and name.
+    Cron = 0x24,
+    /// For later: digest of namespace and name of the limit.
+    Limit = 0x25,
+    /// For later: queue u32 · lane u64; its name and weight.
+    Lane = 0x26,
+}
+
+impl Prefix {
+    /// Every prefix, in the order of the keys.
+    pub const ALL: [Self; 18] = [
+        Self::Meta,
+        Self::Run,
+        Self::Acks,
+        Self::Job,
+        Self::Timer,
+        Self::Closed,
+        Self::Leases,
+        Self::Session,
+        Self::Outcome,
+        Self::Queue,
+        Self::Blob,
+        Self::Unique,
+        Self::Batch,
+        Self::Member,
+        Self::Edge,
+        Self::Cron,
+        Self::Limit,
+        Self::Lane,
+    ];
+
+    /// The prefix with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|prefix| *prefix as u8 == number)
+    }
+
+    /// Whether a key of this kind is put once in its life: then a put that is deleted before it
+    /// reached the table leaves nothing to do there.
+    pub const fn is_written_once(self) -> bool {
+        matches!(self, Self::Run | Self::Acks | Self::Leases)
+    }
+}
+
+/// The second byte of a key of [`Prefix::Meta`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Meta {
+    /// The shard's own record, part of every group.
+    Head = 1,
+    /// Format version and secret, written when the store is made.
+    Made = 2,
+    /// The group up to which the table holds everything; written by checkpoints only.
+    Applied = 3,
+}
+
+/// First bytes of an HMAC under the stored secret, where a name is too long for a key.
+pub type Digest = [u8; 16];
+
+/// A key. Held in place, since a group has thousands; its order is that of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Padded with zeroes, so that comparing them and then the length is comparing the slices.
+    bytes: [u8; Self::BYTES_MAX],
+    length: u8,
+}
+
+impl Key {
+    /// The longest key, an edge, and one byte for the bound behind it.
+    const BYTES_MAX: usize = 1 + 2 * JobId::BYTES + 1;
+
+    const fn start(prefix: u8) -> Self {
+        let mut bytes = [0; Self::BYTES_MAX];
+        bytes[0] = prefix;
+        Self { bytes, length: 1 }
+    }
+
+    fn with(mut self, part: &[u8]) -> Self {
+        let start = usize::from(self.length);
+        if let Some(slot) = self.bytes.get_mut(start..start + part.len()) {
+            slot.copy_from_slice(part);
+            self.length = u8::try_from(start + part.len()).unwrap_or(u8::MAX);
+        }
+        self
+    }
+
+    /// A key from its bytes; `None` when no key is that long, or it is empty.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let (first, rest) = bytes.split_first()?;
+        (rest.len() < Self::BYTES_MAX).then(|| Self::start(*first).with(rest))
+    }
+
+    /// Its bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes
+            .get(..usize::from(self.length))
+            .unwrap_or_default()
+    }
+
+    /// A key that is before every other.
+    pub fn lowest() -> Self {
+        Self::start(0)
+    }
+
+    /// What kind of key it is; `None` when its first byte is none of ours.
+    pub fn prefix(&self) -> Option<Prefix> {
+        Prefix::from_number(self.bytes[0])
+    }
+
+    /// The first key behind this one.
+    #[must_use]
+    pub fn after(&self) -> Self {
+        self.with(&[0])
+    }
+
+    /// The first key behind all that begin like this one.
+    #[must_use]
+    pub fn after_prefix(&self) -> Self {
+        let mut end = *self;
+        while let Some(last) = usize::from(end.length).checked_sub(1) {
+            let Some(byte) = end.bytes.get_mut(last) else {
+                break;
+            };
+            if *byte < u8::MAX {
+                *byte += 1;
+                break;
+            }
+            *byte = 0;
+            end.length -= 1;
+        }
+        end
+    }
+
+    /// The begin of all keys of a kind.
+    pub fn of(prefix: Prefix) -> Self {
+        Self::start(prefix as u8)
+    }
+
+    /// A key of the shard itself.
+    pub fn meta(meta: Meta) -> Self {
+        Self::of(Prefix::Meta).with(&[meta as u8])
+    }
+
+    /// The begin of all runs of a lane.
+    pub fn lane_runs(lane: &Lane) -> Self {
+        Self::of(Prefix::Run)
+            .with(&lane.queue.0.to_be_bytes())
+            .with(&[u8::MAX - lane.priority])
+            .with(&lane.lane.to_be_bytes())
+    }
+
+    /// A run.
+    pub fn run(run: &RunKey) -> Self {
+        Self::lane_runs(&run.lane).with(&run.position.to_be_bytes())
+    }
+
+    fn part(prefix: Prefix, part: &PartKey) -> Self {
+        Self::of(prefix)
+            .with(&part.group.0.to_be_bytes())
+            .with(&part.part.to_be_bytes())
+    }
+
+    /// A part of the acks of a group.
+    pub fn acks(part: &PartKey) -> Self {
+        Self::part(Prefix::Acks, part)
+    }
+
+    /// A part of the leases of a group.
+    pub fn leases(part: &PartKey) -> Self {
+        Self::part(Prefix::Leases, part)
+    }
+
+    /// The record of a job.
+    pub fn job(job: &JobId) -> Self {
+        Self::of(Prefix::Job).with(job.as_bytes())
+    }
+
+    /// A timer.
+    pub fn timer(timer: &Timer) -> Self {
+        Self::of(Prefix::Timer)
+            .with(&timer.at.0.to_be_bytes())
+            .with(&[timer.what as u8])
+            .with(&timer.id)
+    }
+
+    /// The begin of the closed jobs of a queue in a state.
+    pub fn closed_jobs(queue: QueueNumber, state: JobState) -> Self {
+        Self::of(Prefix::Closed)
+            .with(&queue.0.to_be_bytes())
+            .with(&[state_number(state)])
+    }
+
+    /// A row of the index of closed jobs.
+    pub fn closed(closed: &Closed) -> Self {
+        Self::closed_jobs(closed.queue, closed.state)
+            .with(&closed.at.0.to_be_bytes())
+            .with(closed.job.as_bytes())
+    }
+
+    /// A part of a session.
+    pub fn session(session: SessionId, part: u16) -> Self {
+        Self::of(Prefix::Session)
+            .with(&session.0.to_be_bytes())
+            .with(&part.to_be_bytes())
+    }
+
+    /// The begin of all outcomes of a producer.
+    pub fn outcomes(producer: ProducerNumber) -> Self {
+        Self::of(Prefix::Outcome).with(&producer.0.to_be_bytes())
+    }
+
+    /// A part of an outcome.
+    pub fn outcome(producer: ProducerNumber, slot: u8, part: u16) -> Self {
+        Self::outcomes(producer)
+            .with(&part.to_be_bytes())
+            .with(&[slot])
+    }
+
+    /// The begin of the first parts of all outcomes of a producer.
+    pub fn outcome_firsts(producer: ProducerNumber) -> Self {
+        Self::outcomes(producer).with(&0_u16.to_be_bytes())
+    }
+
+    /// A queue.
+    pub fn queue(queue: QueueNumber) -> Self {
+        Self::of(Prefix::Queue).with(&queue.0.to_be_bytes())
+    }
+
+    /// A part of a blob.
+    pub fn blob(job: &JobId, kind: BlobKind, part: u16) -> Self {
+        Self::of(Prefix::Blob)
+            .with(job.as_bytes())
+            .with(&[blob_number(kind)])
+            .with(&part.to_be_bytes())
+    }
+
+    /// For later: a unique key.
+    pub fn unique(digest: &Digest) -> Self {
+        Self::of(Prefix::Unique).with(digest)
+    }
+
+    /// For later: a batch.
+    pub fn batch(batch: u64) -> Self {
+        Self::of(Prefix::Batch).with(&batch.to_be_bytes())
+    }
+
+    /// For later: a member of a batch.
+    pub fn member(batch: u64, job: &JobId) -> Self {
+        Self::of(Prefix::Member)
+            .with(&batch.to_be_bytes())
+            .with(job.as_bytes())
+    }
+
+    /// For later: `waiting` waits for `awaited`.
+    pub fn edge(awaited: &JobId, waiting: &JobId) -> Self {
+        Self::of(Prefix::Edge)
+            .with(awaited.as_bytes())
+            .with(waiting.as_bytes())
+    }
+
+    /// For later: a cron entry.
+    pub fn cron(digest: &Digest) -> Self {
+        Self::of(Prefix::Cron).with(digest)
+    }
+
+    /// For later: a limit.
+    pub fn limit(digest: &Digest) -> Self {
+        Self::of(Prefix::Limit).with(digest)
+    }
+
+    /// For later: a lane.
+    pub fn lane(queue: QueueNumber, lane: u64) -> Self {
+        Self::of(Prefix::Lane)
+            .with(&queue.0.to_be_bytes())
+            .with(&lane.to_be_bytes())
+    }
+
+    /// What a key of a run names.
+    pub fn to_run(&self) -> Option<RunKey> {
+        let mut rest = self.rest(Prefix::Run)?;
+        let run = RunKey {
+            lane: Lane {
+                queue: QueueNumber(take_u32(&mut rest)?),
+                priority: u8::MAX - take_u8(&mut rest)?,
+                lane: take_u64(&mut rest)?,
+            },
+            position: take_u64(&mut rest)?,
+        };
+        rest.is_empty().then_some(run)
+    }
+
+    /// What a key of acks or leases names.
+    pub fn to_part(&self, prefix: Prefix) -> Option<PartKey> {
+        let mut rest = self.rest(prefix)?;
+        let part = PartKey {
+            group: ganger_engine::records::GroupNumber(take_u64(&mut rest)?),
+            part: take_u16(&mut rest)?,
+        };
+        rest.is_empty().then_some(part)
+    }
+
+    /// What a key of a timer names.
+    pub fn to_timer(&self) -> Option<Timer> {
+        let mut rest = self.rest(Prefix::Timer)?;
+        let timer = Timer {
+            at: Timestamp(take_u64(&mut rest)?),
+            what: TimerKind::from_number(take_u8(&mut rest)?)?,
+            id: take(&mut rest)?,
+        };
+        rest.is_empty().then_some(timer)
+    }
+
+    /// What a key of the index of closed jobs names.
+    pub fn to_closed(&self) -> Option<Closed> {
+        let mut rest = self.rest(Prefix::Closed)?;
+        let closed = Closed {
+            queue: QueueNumber(take_u32(&mut rest)?),
+            state: state_from_number(take_u8(&mut rest)?)?,
+            at: Timestamp(take_u64(&mut rest)?),
+            job: JobId::from_bytes(take(&mut rest)?),
+        };
+        rest.is_empty().then_some(closed)
+    }
+
+    /// What a key of a session names.
+    pub fn to_session(&self) -> Option<(SessionId, u16)> {
+        let mut rest = self.rest(Prefix::Session)?;
+        let session = (SessionId(take_u64(&mut rest)?), take_u16(&mut rest)?);
+        rest.is_empty().then_some(session)
+    }
+
+    /// What a key of a queue names.
+    pub fn to_queue(&self) -> Option<QueueNumber> {
+        let mut rest = self.rest(Prefix::Queue)?;
+        let queue = QueueNumber(take_u32(&mut rest)?);
+        rest.is_empty().then_some(queue)
+    }
+
+    fn rest(&self, prefix: Prefix) -> Option<&[u8]> {
+        let (first, rest) = self.as_slice().split_first()?;
+        (*first == prefix as u8).then_some(rest)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.prefix() {
+            Some(prefix) => write!(f, "{prefix:?}")?,
+            None => f.write_str("unknown")?,
+        }
+        f.write_str(":")?;
+        let rest = self.as_slice().get(1..).unwrap_or_default();
+        rest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The stored number of a kind of blob.
+pub fn blob_number(kind: BlobKind) -> u8 {
+    match kind {
+        BlobKind::Content => 0,
+        BlobKind::Result => 1,
+        BlobKind::Cursor => 2,
+        BlobKind::Error(slot) => 16_u8.saturating_add(slot),
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+fn take_u8(rest: &mut &[u8]) -> Option<u8> {
+    take::<1>(rest).map(u8::from_be_bytes)
+}
+
+fn take_u16(rest: &mut &[u8]) -> Option<u16> {
+    take(rest).map(u16::from_be_bytes)
+}
+
+fn take_u32(rest: &mut &[u8]) -> Option<u32> {
+    take(rest).map(u32::from_be_bytes)
+}
+
+fn take_u64(rest: &mut &[u8]) -> Option<u64> {
+    take(rest).map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use ganger_engine::records::GroupNumber;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(queue: u32, priority: u8, lane: u64, position: u64) -> RunKey {
+        RunKey {
+            lane: Lane {
+                queue: QueueNumber(queue),
+                priority,
+                lane,
+            },
+            position,
+        }
+    }
+
+    #[test]
+    fn runs_lie_by_queue_then_priority_nine_first_then_lane_then_position() {
+        let ordered = [
+            run(1, 9, 0, 7),
+            run(1, 9, 0, 8),
+            run(1, 9, 1, 0),
+            run(1, 5, 0, 0),
+            run(1, 0, 0, 0),
+            run(2, 9, 0, 0),
+        ];
+        let keys: Vec<_> = ordered.iter().map(Key::run).collect();
+        assert!(keys.is_sorted(), "{keys:?}");
+    }
+
+    #[test]
+    fn the_bytes_of_a_key_are_those_of_the_documentation() {
+        assert_eq!(
+            Key::run(&run(1, 9, 2, 3)).as_slice(),
+            [
+                0x10, 0, 0, 0, 1, 246, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3
+            ]
+        );
+        let part = PartKey {
+            group: GroupNumber(5),
+            part: 6,
+        };
+        assert_eq!(
+            Key::acks(&part).as_slice(),
+            [0x11, 0, 0, 0, 0, 0, 0, 0, 5, 0, 6]
+        );
+        assert_eq!(
+            Key::outcome(ProducerNumber(1), 7, 2).as_slice(),
+            [0x17, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 7]
+        );
+        assert_eq!(Key::meta(Meta::Head).as_slice(), [1, 1]);
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_all_of_it() {
+        let lane = run(u32::MAX, 0, u64::MAX, 0).lane;
+        let begin = Key::lane_runs(&lane);
+        let last = Key::run(&RunKey {
+            lane,
+            position: u64::MAX,
+        });
+        assert!(begin.after_prefix() > last);
+        assert!(begin.after_prefix() <= Key::of(Prefix::Acks));
+        assert_eq!(Key::of(Prefix::Run).after_prefix(), Key::of(Prefix::Acks));
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_ordered_as_their_bytes_are(
+            a in prop::collection::vec(any::<u8>(), 1..40),
+            b in prop::collection::vec(any::<u8>(), 1..40),
+        ) {
+            let (x, y) = (Key::from_slice(&a).unwrap(), Key::from_slice(&b).unwrap());
+            prop_assert_eq!(x.cmp(&y), a.cmp(&b));
+            prop_assert_eq!(x.as_slice(), &a[..]);
+            prop_assert!(x < x.after());
+        }
+
+        #[test]
+        fn a_run_reads_back_from_its_key(q: u32, p in 0_u8..10, l: u64, at: u64) {
+            let run = run(q, p, l, at);
+            prop_assert_eq!(Key::run(&run).to_run(), Some(run));
+        }
+
+        #[test]
+        fn a_timer_reads_back_from_its_key_and_timers_fire_in_the_order_of_keys(
+            a in (0_u64..99, 1_u8..=7, any::<[u8; 24]>()),
+            b in (0_u64..99, 1_u8..=7, any::<[u8; 24]>()),
+        ) {
+            let timer = |(at, what, id)| Timer {
+                at: Timestamp(at),
+                what: TimerKind::from_number(what).unwrap(),
+                id,
+            };
+            let (a, b) = (timer(a), timer(b));
+            prop_assert_eq!(Key::timer(&a).to_timer(), Some(a));
+            prop_assert_eq!(Key::timer(&a).cmp(&Key::timer(&b)), a.cmp(&b));
+        }
+
+        #[test]
+        fn a_closed_row_reads_back_from_its_key(q: u32, state in 0_usize..8, at: u64, id: [u8; 24]) {
+            let closed = Closed {
+                queue: QueueNumber(q),
+                state: JobState::ALL[state],
+                at: Timestamp(at),
+                job: JobId::from_bytes(id),
+            };
+            prop_assert_eq!(Key::closed(&closed).to_closed(), Some(closed));
+        }
+    }
+}

@@ -1,0 +1,870 @@
+//! The group log: what it promises, and the file that keeps it.
+//!
+//! A log takes groups in order, makes them durable with one sync, gives them back after a crash
+//! up to the last whole one, and forgets those that the table has. The file log writes into
+//! segments that were filled with zeroes beforehand, so that a sync carries no metadata. What a
+//! group says is not its business. `docs/STORAGE.md` has the format byte by byte; the double is in
+//! `memory.rs`.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use ganger_engine::records::GroupNumber;
+
+use super::{coding::Reader, format::sync_directory};
+
+/// The version of segments and group records.
+pub const LOG_VERSION: u32 = 1;
+
+/// Bytes of the header of a segment.
+const SEGMENT_HEADER_BYTES: usize = 64;
+
+/// Bytes of the header of a group record.
+const RECORD_HEADER_BYTES: usize = 48;
+
+/// Group records begin at multiples of this.
+const ALIGNMENT: usize = 8;
+
+/// Bytes of a group at most: the largest request many times over.
+pub const GROUP_BYTES_MAX: usize = 64 << 20;
+
+const MAGIC: [u8; 8] = *b"gangrlog";
+
+/// Segments kept for reuse.
+const SPARES_MAX: usize = 2;
+
+/// Groups in order, durable up to the last sync.
+pub trait Log: fmt::Debug + Send + Sync {
+    /// Gives every group behind `applied` to `visit`, in order, and answers with the last one.
+    ///
+    /// A group that was not synced and is not whole is the normal end.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when a group that must be there is not, or not whole; the error of
+    /// `visit`, when it fails.
+    fn read_from(
+        &self,
+        applied: GroupNumber,
+        visit: &mut dyn FnMut(GroupNumber, Bytes) -> Result<(), LogError>,
+    ) -> Result<GroupNumber, LogError>;
+
+    /// Takes the log over behind `last` and answers with the new epoch. A handle of an earlier
+    /// epoch is fenced from here on.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] when that cannot be made durable.
+    fn acquire(&self, last: GroupNumber) -> Result<u64, LogError>;
+
+    /// Queues the next group. Cheap, no IO.
+    ///
+    /// # Errors
+    /// [`LogError::Fenced`], [`LogError::OutOfOrder`], [`LogError::TooLarge`].
+    fn append(&self, epoch: u64, number: GroupNumber, body: Bytes) -> Result<(), LogError>;
+
+    /// Writes what is queued and makes it durable; answers with the last durable group.
+    ///
+    /// # Errors
+    /// [`LogError`]; what was queued may or may not be there afterwards.
+    fn sync(&self) -> Result<GroupNumber, LogError>;
+
+    /// Forgets groups up to this one, as far as that is convenient.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    fn trim(&self, applied: GroupNumber) -> Result<(), LogError>;
+
+    /// Makes room ahead of need. Takes long, and holds up nothing.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    fn prepare(&self) -> Result<(), LogError>;
+
+    /// Whether it was ever made, and written to.
+    fn state(&self) -> LogState;
+
+    /// Bytes on disk.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// How far a log came before it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogState {
+    /// There is none.
+    Absent,
+    /// It was made, and no group was ever written to it.
+    Unused,
+    /// It has or had groups.
+    Used,
+}
+
+/// Why a log failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// A call of the operating system failed.
+    #[error("the log at {} cannot be {doing}", path.display())]
+    Io {
+        /// What was being done: `read`, `written`, `synced`, …
+        doing: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something that must be there is not, or not whole.
+    #[error("the log is damaged: {what}")]
+    Damaged {
+        /// What was found, and where.
+        what: String,
+    },
+    /// Someone else took the log over.
+    #[error("the log was taken over: this epoch is {own}, the log's is {newest}")]
+    Fenced {
+        /// The epoch of the caller.
+        own: u64,
+        /// The epoch of the log.
+        newest: u64,
+    },
+    /// The groups do not follow each other.
+    #[error("group {actual} was appended where {expected} belongs")]
+    OutOfOrder {
+        /// The number that follows.
+        expected: u64,
+        /// The number that came.
+        actual: u64,
+    },
+    /// A group is larger than any request makes it.
+    #[error("a group of {actual} bytes is over the limit of {GROUP_BYTES_MAX}")]
+    TooLarge {
+        /// Its bytes.
+        actual: usize,
+    },
+}
+
+/// How the file log cuts its segments.
+#[derive(Debug, Clone, Copy)]
+pub struct LogOptions {
+    /// Bytes of the first segment; each next one is twice as large.
+    pub segment_bytes_first: u64,
+    /// Bytes of a segment at most, but for a larger group.
+    pub segment_bytes_max: u64,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes_first: 4 << 20,
+            segment_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// A log in a directory of segments.
+#[derive(Debug)]
+pub struct FileLog {
+    directory: PathBuf,
+    options: LogOptions,
+    queue: Mutex<Queue>,
+    writer: Mutex<Writer>,
+}
+
+/// Groups that wait for the next sync.
+#[derive(Debug, Default)]
+struct Queue {
+    epoch: u64,
+    last: u64,
+    groups: Vec<(u64, Bytes)>,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    /// Every segment, oldest first; the last one is written to.
+    segments: Vec<Segment>,
+    spares: Vec<Spare>,
+    current: Option<Current>,
+    durable: u64,
+    /// The next number of a spare's file.
+    spare_number: u64,
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+struct Current {
+    file: File,
+    segment: Segment,
+    /// Where the next record goes.
+    at: usize,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+struct Spare {
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// What the header of a segment says.
+#[derive(Debug, Clone)]
+struct Segment {
+    path: PathBuf,
+    sequence: u64,
+    /// The number of its first group, present or not.
+    first: u64,
+    epoch: u64,
+    /// Part of each CRC in it, so that what an earlier use left behind means nothing.
+    salt: u64,
+    bytes: u64,
+}
+
+/// What the header of a group record says.
+struct RecordHeader {
+    crc: u32,
+    length: u32,
+    number: u64,
+    previous: u64,
+    epoch: u64,
+    durable: u64,
+    version: u32,
+}
+
+impl FileLog {
+    /// Opens the segments of a directory, which exists.
+    ///
+    /// # Errors
+    /// [`LogError`] when one cannot be read, or its header is damaged.
+    pub fn open(directory: &Path, options: LogOptions) -> Result<Self, LogError> {
+        let mut writer = Writer::default();
+        let listing = fs::read_dir(directory).map_err(io_error("listed", directory))?;
+        for file in listing {
+            let path = file.map_err(io_error("listed", directory))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.ends_with(".tmp") {
+                fs::remove_file(&path).map_err(io_error("removed", &path))?;
+            } else if let Some(number) = name.strip_prefix("spare-") {
+                let number = number.parse::<u64>().unwrap_or_default();
+                writer.spare_number = writer.spare_number.max(number + 1);
+                let bytes = fs::metadata(&path).map_err(io_error("read", &path))?.len();
+                writer.spares.push(Spare { path, bytes });
+            } else if name.ends_with(".log") {
+                writer.segments.push(Segment::read(&path)?);
+            }
+        }
+        writer.segments.sort_by_key(|segment| segment.sequence);
+        writer.spares.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self {
+            directory: directory.to_owned(),
+            options,
+            queue: Mutex::default(),
+            writer: Mutex::new(writer),
+        })
+    }
+
+    /// Begins a segment whose first group is behind `last`.
+    fn begin_segment(&self, writer: &mut Writer, begin: &Begin) -> Result<(), LogError> {
+        let newest = writer.segments.last();
+        let sequence = newest.map_or(1, |segment| segment.sequence + 1);
+        let wanted = newest.map_or(self.options.segment_bytes_first, |segment| {
+            segment.bytes * begin.growth
+        });
+        let wanted = wanted
+            .min(self.options.segment_bytes_max)
+            .max(begin.bytes_min);
+        let fitting = writer.spares.iter().position(|spare| spare.bytes >= wanted);
+        let spare = match fitting {
+            Some(at) => writer.spares.remove(at),
+            None => {
+                let number = writer.spare_number;
+                writer.spare_number += 1;
+                self.make_spare(number, wanted)?
+            }
+        };
+        let path = self.directory.join(format!("{sequence:020}.log"));
+        let segment = Segment {
+            path,
+            sequence,
+            first: begin.last + 1,
+            epoch: begin.epoch,
+            salt: random_u64()?,
+            bytes: spare.bytes,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&spare.path)
+            .map_err(io_error("opened", &spare.path))?;
+        // The header is durable before the name: a segment with a bad header is damage.
+        file.write_all_at(&segment.header(), 0)
+            .and_then(|()| file.sync_data())
+            .map_err(io_error("begun", &spare.path))?;
+        fs::rename(&spare.path, &segment.path).map_err(io_error("named", &segment.path))?;
+        sync_directory(&self.directory).map_err(io_error("synced", &self.directory))?;
+        writer.segments.push(segment.clone());
+        let buffer = writer.current.take().map(|before| before.buffer);
+        writer.current = Some(Current {
+            file,
+            segment,
+            at: SEGMENT_HEADER_BYTES,
+            buffer: buffer.unwrap_or_default(),
+        });
+        Ok(())
+    }
+
+    /// Makes a file of so many zeroes, durable, for a later segment.
+    fn make_spare(&self, number: u64, bytes: u64) -> Result<Spare, LogError> {
+        let path = self.directory.join(format!("spare-{number}"));
+        let new = self.directory.join(format!("spare-{number}.tmp"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(io_error("made", &new))?;
+        let zeroes = vec![0; 1 << 20];
+        let mut left = bytes;
+        while left > 0 {
+            let chunk = usize::try_from(left).map_or(zeroes.len(), |left| left.min(zeroes.len()));
+            file.write_all(zeroes.get(..chunk).unwrap_or_default())
+                .map_err(io_error("filled", &new))?;
+            left -= chunk as u64;
+        }
+        file.sync_all().map_err(io_error("synced", &new))?;
+        fs::rename(&new, &path).map_err(io_error("named", &path))?;
+        Ok(Spare { path, bytes })
+    }
+}
+
+/// How a segment begins.
+struct Begin {
+    last: u64,
+    epoch: u64,
+    /// How much larger than the one before it should be.
+    growth: u64,
+    bytes_min: u64,
+}
+
+impl Log for FileLog {
+    fn read_from(
+        &self,
+        applied: GroupNumber,
+        visit: &mut dyn FnMut(GroupNumber, Bytes) -> Result<(), LogError>,
+    ) -> Result<GroupNumber, LogError> {
+        let segments = lock(&self.writer).segments.clone();
+        let mut expected = None;
+        for (at, segment) in segments.iter().enumerate() {
+            let next_first = segments.get(at + 1).map(|next| next.first);
+            if next_first.is_some_and(|first| first <= applied.0 + 1) {
+                continue;
+            }
+            match expected {
+                None if segment.first > applied.0 + 1 => {
+                    return Err(LogError::Damaged {
+                        what: format!(
+                            "it begins with group {}, and the table ends with {}",
+                            segment.first, applied.0
+                        ),
+                    });
+                }
+                Some(expected) if segment.first != expected => {
+                    return Err(LogError::Damaged {
+                        what: format!(
+                            "{} begins with group {}, not with {expected}",
+                            segment.path.display(),
+                            segment.first
+                        ),
+                    });
+                }
+                None | Some(_) => {}
+            }
+            let mut scan = SegmentScan {
+                segment,
+                next_first,
+                expected: segment.first,
+            };
+            scan.run(&mut |number, body| {
+                if number > applied {
+                    visit(number, body)
+                } else {
+                    Ok(())
+                }
+            })?;
+            expected = Some(scan.expected);
+        }
+        let last = expected.map_or(0, |expected| expected - 1);
+        if last < applied.0 {
+            return Err(LogError::Damaged {
+                what: format!(
+                    "it ends with group {last}, and the table already has {}",
+                    applied.0
+                ),
+            });
+        }
+        Ok(GroupNumber(last))
+    }
+
+    fn acquire(&self, last: GroupNumber) -> Result<u64, LogError> {
+        let mut writer = lock(&self.writer);
+        let newest = writer.segments.iter().map(|segment| segment.epoch).max();
+        let epoch = newest.unwrap_or(0) + 1;
+        let begin = Begin {
+            last: last.0,
+            epoch,
+            growth: 1,
+            bytes_min: 0,
+        };
+        self.begin_segment(&mut writer, &begin)?;
+        writer.durable = last.0;
+        *lock(&self.queue) = Queue {
+            epoch,
+            last: last.0,
+            groups: Vec::new(),
+        };
+        Ok(epoch)
+    }
+
+    fn append(&self, epoch: u64, number: GroupNumber, body: Bytes) -> Result<(), LogError> {
+        let mut queue = lock(&self.queue);
+        if epoch != queue.epoch {
+            return Err(LogError::Fenced {
+                own: epoch,
+                newest: queue.epoch,
+            });
+        }
+        if number.0 != queue.last + 1 {
+            return Err(LogError::OutOfOrder {
+                expected: queue.last + 1,
+                actual: number.0,
+            });
+        }
+        if body.len() > GROUP_BYTES_MAX {
+            return Err(LogError::TooLarge { actual: body.len() });
+        }
+        queue.last = number.0;
+        queue.groups.push((number.0, body));
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<GroupNumber, LogError> {
+        let mut writer = lock(&self.writer);
+        let (epoch, groups) = {
+            let mut queue = lock(&self.queue);
+            (queue.epoch, std::mem::take(&mut queue.groups))
+        };
+        let mut last = writer.durable;
+        for (number, body) in &groups {
+            let bytes = record_bytes(body.len());
+            if !writer.current.as_ref().is_some_and(|it| it.fits(bytes)) {
+                writer.write_and_sync(last)?;
+                let begin = Begin {
+                    last,
+                    epoch,
+                    growth: 2,
+                    bytes_min: (SEGMENT_HEADER_BYTES + bytes).next_multiple_of(4096) as u64,
+                };
+                self.begin_segment(&mut writer, &begin)?;
+            }
+            let durable = writer.durable;
+            if let Some(current) = &mut writer.current {
+                current.push(*number, durable, body);
+            }
+            last = *number;
+        }
+        writer.write_and_sync(last)?;
+        Ok(GroupNumber(writer.durable))
+    }
+
+    fn trim(&self, applied: GroupNumber) -> Result<(), LogError> {
+        let mut writer = lock(&self.writer);
+        let behind = writer.segments.iter().skip(1);
+        let done = behind
+            .take_while(|next| next.first <= applied.0 + 1)
+            .count();
+        let newest_bytes = writer.segments.last().map_or(0, |segment| segment.bytes);
+        let trimmed: Vec<_> = writer.segments.drain(..done).collect();
+        for segment in trimmed {
+            let keeps = segment.bytes >= newest_bytes && writer.spares.len() < SPARES_MAX;
+            if !keeps {
+                fs::remove_file(&segment.path).map_err(io_error("removed", &segment.path))?;
+                continue;
+            }
+            let path = self
+                .directory
+                .join(format!("spare-{}", writer.spare_number));
+            writer.spare_number += 1;
+            fs::rename(&segment.path, &path).map_err(io_error("named", &path))?;
+            writer.spares.push(Spare {
+                path,
+                bytes: segment.bytes,
+            });
+        }
+        if done > 0 {
+            sync_directory(&self.directory).map_err(io_error("synced", &self.directory))?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<(), LogError> {
+        let (number, bytes) = {
+            let mut writer = lock(&self.writer);
+            let Some(current) = &writer.current else {
+                return Ok(());
+            };
+            let wanted = (current.segment.bytes * 2).min(self.options.segment_bytes_max);
+            let is_half_full = current.at as u64 * 2 > current.segment.bytes;
+            let has_spare = writer.spares.iter().any(|spare| spare.bytes >= wanted);
+            if has_spare || !is_half_full {
+                return Ok(());
+            }
+            writer.spare_number += 1;
+            (writer.spare_number - 1, wanted)
+        };
+        let spare = self.make_spare(number, bytes)?;
+        lock(&self.writer).spares.push(spare);
+        Ok(())
+    }
+
+    fn state(&self) -> LogState {
+        let writer = lock(&self.writer);
+        if writer.segments.is_empty() {
+            return LogState::Absent;
+        }
+        let mut segments = writer.segments.iter();
+        if segments.all(|segment| segment.first == 1 && segment.is_unused()) {
+            LogState::Unused
+        } else {
+            LogState::Used
+        }
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        let writer = lock(&self.writer);
+        let segments: u64 = writer.segments.iter().map(|segment| segment.bytes).sum();
+        let spares: u64 = writer.spares.iter().map(|spare| spare.bytes).sum();
+        segments + spares
+    }
+}
+
+impl Writer {
+    /// Writes what the current segment has gathered and makes it durable up to `last`.
+    fn write_and_sync(&mut self, last: u64) -> Result<(), LogError> {
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        if !current.buffer.is_empty() {
+            let path = &current.segment.path;
+            current
+                .file
+                .write_all_at(&current.buffer, current.at as u64)
+                .map_err(io_error("written", path))?;
+            current.file.sync_data().map_err(io_error("synced", path))?;
+            current.at += current.buffer.len();
+            current.buffer.clear();
+            current.buffer.shrink_to(4 << 20);
+        }
+        self.durable = last;
+        Ok(())
+    }
+}
+
+impl Current {
+    fn fits(&self, bytes: usize) -> bool {
+        (self.at + self.buffer.len() + bytes) as u64 <= self.segment.bytes
+    }
+
+    fn push(&mut self, number: u64, durable: u64, body: &[u8]) {
+        let start = self.buffer.len();
+        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        self.buffer.reserve(record_bytes(body.len()));
+        self.buffer.extend_from_slice(&[0; 4]);
+        self.buffer.extend_from_slice(&length.to_be_bytes());
+        for field in [number, number - 1, self.segment.epoch, durable] {
+            self.buffer.extend_from_slice(&field.to_be_bytes());
+        }
+        self.buffer.extend_from_slice(&LOG_VERSION.to_be_bytes());
+        self.buffer.extend_from_slice(&[0; 4]);
+        self.buffer.extend_from_slice(body);
+        if let Some((slot, covered)) = self
+            .buffer
+            .get_mut(start..)
+            .and_then(<[u8]>::split_first_chunk_mut::<4>)
+        {
+            *slot = record_crc(self.segment.salt, covered).to_be_bytes();
+        }
+        let padded = start + record_bytes(body.len());
+        self.buffer.resize(padded, 0);
+    }
+}
+
+impl Segment {
+    fn read(path: &Path) -> Result<Self, LogError> {
+        let mut file = File::open(path).map_err(io_error("opened", path))?;
+        let damaged = |what: &str| LogError::Damaged {
+            what: format!("the header of {} {what}", path.display()),
+        };
+        let mut header = [0; SEGMENT_HEADER_BYTES];
+        match file.read_exact(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(damaged("is cut off"));
+            }
+            read => read.map_err(io_error("read", path))?,
+        }
+        let Some((covered, crc)) = header.split_last_chunk::<4>() else {
+            return Err(damaged("is cut off"));
+        };
+        if crc32fast::hash(covered).to_be_bytes() != *crc {
+            return Err(damaged("does not match its checksum"));
+        }
+        let segment = Self::parse(path, covered).ok_or_else(|| damaged("is of another format"))?;
+        let bytes = file.metadata().map_err(io_error("read", path))?.len();
+        if bytes != segment.bytes {
+            let expected = segment.bytes;
+            return Err(damaged(&format!("promises {expected} bytes, not {bytes}")));
+        }
+        Ok(segment)
+    }
+
+    fn parse(path: &Path, covered: &[u8]) -> Option<Self> {
+        let mut reader = Reader(covered);
+        let mut field = |_name: &str| reader.array().ok().map(u64::from_be_bytes);
+        let magic = field("magic")?;
+        let version = field("version")?;
+        if magic.to_be_bytes() != MAGIC || version != u64::from(LOG_VERSION) {
+            return None;
+        }
+        Some(Self {
+            path: path.to_owned(),
+            sequence: field("sequence")?,
+            first: field("first")?,
+            epoch: field("epoch")?,
+            salt: field("salt")?,
+            bytes: field("bytes")?,
+        })
+    }
+
+    fn header(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut header = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+        header.extend_from_slice(&MAGIC);
+        for field in [
+            u64::from(LOG_VERSION),
+            self.sequence,
+            self.first,
+            self.epoch,
+            self.salt,
+            self.bytes,
+        ] {
+            header.extend_from_slice(&field.to_be_bytes());
+        }
+        header.resize(SEGMENT_HEADER_BYTES - 4, 0);
+        let crc = crc32fast::hash(&header);
+        header.extend_from_slice(&crc.to_be_bytes());
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        bytes.copy_from_slice(&header);
+        bytes
+    }
+
+    /// Whether no group was ever written to it.
+    fn is_unused(&self) -> bool {
+        let mut scan = SegmentScan {
+            segment: self,
+            next_first: None,
+            expected: self.first,
+        };
+        let result = scan.run(&mut |_, _| Ok(()));
+        result.is_ok() && scan.expected == self.first
+    }
+}
+
+/// Reads the records of a segment in order.
+struct SegmentScan<'a> {
+    segment: &'a Segment,
+    /// The first group of the next segment. It was begun when every group before it was durable.
+    next_first: Option<u64>,
+    /// The number of the next record.
+    expected: u64,
+}
+
+impl SegmentScan<'_> {
+    fn run(
+        &mut self,
+        visit: &mut dyn FnMut(GroupNumber, Bytes) -> Result<(), LogError>,
+    ) -> Result<(), LogError> {
+        let path = &self.segment.path;
+        let file = File::open(path).map_err(io_error("opened", path))?;
+        let mut at = SEGMENT_HEADER_BYTES as u64;
+        while self.next_first != Some(self.expected) {
+            let Some((header, body)) = self.read_record(&file, at)? else {
+                return self.end_at(&file, at);
+            };
+            if header.number != self.expected
+                || header.previous + 1 != self.expected
+                || header.epoch != self.segment.epoch
+            {
+                return self.end_at(&file, at);
+            }
+            if header.version != LOG_VERSION {
+                return Err(LogError::Damaged {
+                    what: format!(
+                        "group {} in {} has format {}, this server knows {LOG_VERSION}",
+                        header.number,
+                        path.display(),
+                        header.version
+                    ),
+                });
+            }
+            at += record_bytes(body.len()) as u64;
+            visit(GroupNumber(self.expected), body)?;
+            self.expected += 1;
+        }
+        Ok(())
+    }
+
+    /// A whole record at this offset, whatever its number.
+    fn read_record(&self, file: &File, at: u64) -> Result<Option<(RecordHeader, Bytes)>, LogError> {
+        let path = &self.segment.path;
+        let mut bytes = [0; RECORD_HEADER_BYTES];
+        if at + RECORD_HEADER_BYTES as u64 > self.segment.bytes {
+            return Ok(None);
+        }
+        file.read_exact_at(&mut bytes, at)
+            .map_err(io_error("read", path))?;
+        let Some(header) = RecordHeader::parse(&bytes) else {
+            return Ok(None);
+        };
+        let end = at + RECORD_HEADER_BYTES as u64 + u64::from(header.length);
+        if header.number == 0 || end > self.segment.bytes {
+            return Ok(None);
+        }
+        let mut body = vec![0; usize::try_from(header.length).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut body, at + RECORD_HEADER_BYTES as u64)
+            .map_err(io_error("read", path))?;
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.segment.salt.to_be_bytes());
+        hasher.update(bytes.get(4..).unwrap_or_default());
+        hasher.update(&body);
+        if hasher.finalize() != header.crc {
+            return Ok(None);
+        }
+        Ok(Some((header, Bytes::from(body))))
+    }
+
+    /// Decides what the first offset without the expected record is: the normal end, when nothing
+    /// says that the record was durable; else damage.
+    fn end_at(&self, file: &File, at: u64) -> Result<(), LogError> {
+        let proof = match self.next_first {
+            Some(first) => Some(format!("the next segment begins with group {first}")),
+            None => self.find_proof(file, at)?,
+        };
+        match proof {
+            None => Ok(()),
+            Some(proof) => Err(LogError::Damaged {
+                what: format!(
+                    "group {} is not whole in {} at byte {at}, but was durable: {proof}",
+                    self.expected,
+                    self.segment.path.display()
+                ),
+            }),
+        }
+    }
+
+    /// Looks behind `at` for a whole record that was written when the expected one was durable.
+    fn find_proof(&self, file: &File, at: u64) -> Result<Option<String>, LogError> {
+        const CHUNK: usize = 1 << 20;
+        let path = &self.segment.path;
+        let mut chunk = vec![0; CHUNK];
+        let mut start = at;
+        while start + RECORD_HEADER_BYTES as u64 <= self.segment.bytes {
+            let left = usize::try_from(self.segment.bytes - start).unwrap_or(CHUNK);
+            let chunk = chunk.get_mut(..left.min(CHUNK)).unwrap_or_default();
+            file.read_exact_at(chunk, start)
+                .map_err(io_error("read", path))?;
+            let offsets =
+                (0..chunk.len().saturating_sub(RECORD_HEADER_BYTES - 1)).step_by(ALIGNMENT);
+            let mut next = 0;
+            for offset in offsets {
+                next = offset + ALIGNMENT;
+                let header = chunk.get(offset..).and_then(<[u8]>::first_chunk);
+                let Some(header) = header.and_then(RecordHeader::parse) else {
+                    continue;
+                };
+                let is_candidate = header.version == LOG_VERSION
+                    && header.epoch == self.segment.epoch
+                    && header.number > self.expected
+                    && header.durable >= self.expected;
+                if !is_candidate {
+                    continue;
+                }
+                let whole = self.read_record(file, start + offset as u64)?;
+                if whole.is_some() {
+                    return Ok(Some(format!("group {} says so", header.number)));
+                }
+            }
+            start += next as u64;
+            if next == 0 {
+                break;
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl RecordHeader {
+    fn parse(bytes: &[u8; RECORD_HEADER_BYTES]) -> Option<Self> {
+        let mut reader = Reader(bytes);
+        let mut wide = [0_u64; 4];
+        let crc = u32::from_be_bytes(reader.array().ok()?);
+        let length = u32::from_be_bytes(reader.array().ok()?);
+        for field in &mut wide {
+            *field = u64::from_be_bytes(reader.array().ok()?);
+        }
+        let [number, previous, epoch, durable] = wide;
+        let version = u32::from_be_bytes(reader.array().ok()?);
+        Some(Self {
+            crc,
+            length,
+            number,
+            previous,
+            epoch,
+            durable,
+            version,
+        })
+    }
+}
+
+/// Bytes of a record with its padding.
+fn record_bytes(body: usize) -> usize {
+    (RECORD_HEADER_BYTES + body).next_multiple_of(ALIGNMENT)
+}
+
+fn record_crc(salt: u64, covered: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_be_bytes());
+    hasher.update(covered);
+    hasher.finalize()
+}
+
+/// A number that nobody can foresee, so that no payload looks like a record of its segment.
+fn random_u64() -> Result<u64, LogError> {
+    super::format::random::<8>()
+        .map(u64::from_be_bytes)
+        .map_err(io_error("read", Path::new("/dev/urandom")))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+    move |source| LogError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A lock whose holder panicked still guards whole values: every error here poisons the store.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

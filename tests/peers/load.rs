@@ -1,0 +1,559 @@
+//! The load itself, the same for every peer: producers and workers with one connection each, a
+//! bounded backlog, and the proof that what was delivered is what was pushed. It measures phases and
+//! returns figures; which phases are run, and how often, is `plan.rs`'s.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::probe::{Sample, Span};
+
+pub(crate) const PAYLOAD_BYTES: usize = 256;
+/// Producers stop while more jobs than this are pushed and not yet acked.
+const BACKLOG_COUNT_MAX: usize = 10_000;
+/// How long a backlog may take to drain before a run counts as failed.
+const DRAIN_SECONDS_MAX: u64 = 600;
+/// Rate marks of a long phase are taken at every so many jobs.
+const MARK_COUNT: usize = 1_000_000;
+
+/// How to open connections to one server.
+pub(crate) trait Driver: Clone + Send + Sync + 'static {
+    type Producer: Producer;
+    type Worker: Worker;
+
+    /// The same driver for a server that moved.
+    fn at(&self, address: SocketAddr) -> Self;
+
+    /// The form that drains a backlog fastest, for phases where that is not what is measured.
+    fn fastest(&self) -> Self {
+        self.clone()
+    }
+
+    fn producer(&self) -> impl Future<Output = Result<Self::Producer>> + Send;
+    fn worker(&self, index: usize) -> impl Future<Output = Result<Self::Worker>> + Send;
+}
+
+pub(crate) trait Producer: Send + 'static {
+    /// Pushes payloads that lie one behind the other in one request; returns once it is answered.
+    fn push(&mut self, payloads: &[u8]) -> impl Future<Output = Result<()>> + Send;
+
+    /// The same for jobs that may not run before `due_ms` (since the epoch).
+    fn push_delayed(
+        &mut self,
+        payloads: &[u8],
+        due_ms: u64,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+pub(crate) trait Worker: Send + 'static {
+    /// Acks what the last turn leased, then leases up to `max` jobs, waiting at most a second for
+    /// the first. Tells the gauge about both, each as soon as the server has answered for it.
+    fn turn(&mut self, max: usize, gauge: &Gauge) -> impl Future<Output = Result<usize>> + Send;
+
+    /// Acks what the last turn leased.
+    fn settle(&mut self, gauge: &Gauge) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Count and checksums of payloads; equal for the same set of payloads in any order.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) count: usize,
+    sum: u64,
+    xor: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, payload: &[u8]) -> Result<()> {
+        ensure!(
+            payload.len() == PAYLOAD_BYTES,
+            "payload of {} bytes",
+            payload.len()
+        );
+        let digest = digest(payload);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(digest);
+        self.xor ^= digest;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct SharedTally {
+    count: AtomicUsize,
+    sum: AtomicU64,
+    xor: AtomicU64,
+}
+
+impl SharedTally {
+    fn merge(&self, tally: Tally) {
+        self.count.fetch_add(tally.count, Relaxed);
+        self.sum.fetch_add(tally.sum, Relaxed);
+        self.xor.fetch_xor(tally.xor, Relaxed);
+    }
+
+    fn load(&self) -> Tally {
+        Tally {
+            count: self.count.load(Relaxed),
+            sum: self.sum.load(Relaxed),
+            xor: self.xor.load(Relaxed),
+        }
+    }
+}
+
+/// What is known of the jobs of one run, shared by its producers and workers.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    pushed: SharedTally,
+    delivered: SharedTally,
+    acked: AtomicUsize,
+    /// One permit for each job that may still be added to the backlog.
+    room: Semaphore,
+    /// No producer starts another request.
+    closed: AtomicBool,
+    /// Numbers of the payloads, so that no two of a run are alike.
+    next_number: AtomicU64,
+}
+
+impl Gauge {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            pushed: SharedTally::default(),
+            delivered: SharedTally::default(),
+            acked: AtomicUsize::new(0),
+            room: Semaphore::new(BACKLOG_COUNT_MAX),
+            closed: AtomicBool::new(false),
+            next_number: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn acked(&self, count: usize) {
+        self.acked.fetch_add(count, Relaxed);
+        // Phases without a bounded backlog take no permits: do not let them pile up.
+        if self.room.available_permits() < BACKLOG_COUNT_MAX {
+            self.room.add_permits(count);
+        }
+    }
+
+    pub(crate) fn delivered(&self, tally: Tally) {
+        self.delivered.merge(tally);
+    }
+
+    fn payloads(&self, count: usize, out: &mut Vec<u8>) -> Result<Tally> {
+        out.clear();
+        let first = self.next_number.fetch_add(u64::try_from(count)?, Relaxed);
+        let mut tally = Tally::default();
+        for number in first.. {
+            if tally.count == count {
+                break;
+            }
+            let begin = out.len();
+            write_payload(number, out);
+            tally.add(&out[begin..])?;
+        }
+        Ok(tally)
+    }
+
+    fn pushed_count(&self) -> usize {
+        self.pushed.count.load(Relaxed)
+    }
+
+    fn delivered_count(&self) -> usize {
+        self.delivered.count.load(Relaxed)
+    }
+
+    fn acked_count(&self) -> usize {
+        self.acked.load(Relaxed)
+    }
+
+    fn drained(&self) -> bool {
+        self.closed.load(Relaxed) && self.acked_count() >= self.pushed_count()
+    }
+
+    /// Everything that was pushed was delivered once and acked once, and nothing else was.
+    fn verify(&self) -> Result<()> {
+        let (pushed, delivered, acked) = (
+            self.pushed.load(),
+            self.delivered.load(),
+            self.acked_count(),
+        );
+        ensure!(
+            pushed == delivered && acked == pushed.count,
+            "verification failed: pushed {pushed:x?}, delivered {delivered:x?}, acked {acked:#x}"
+        );
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) producers: usize,
+    pub(crate) workers: usize,
+    pub(crate) per_request: usize,
+}
+
+/// The shape in which a backlog is drained, whatever was measured before.
+pub(crate) const DRAIN: Shape = Shape {
+    producers: 0,
+    workers: 8,
+    per_request: 100,
+};
+
+/// One measured phase: its jobs and what they cost.
+#[derive(Debug, Clone)]
+pub(crate) struct Phase {
+    pub(crate) jobs: usize,
+    pub(crate) span: Span,
+    /// Jobs a second of each whole million, in order.
+    pub(crate) million_rates: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) warm_up: Duration,
+    pub(crate) length: Duration,
+}
+
+/// Producers and workers at once over a bounded backlog; counts the jobs acked within the window.
+pub(crate) async fn steady<D: Driver>(
+    driver: &D,
+    shape: Shape,
+    window: Window,
+    server_pid: u32,
+) -> Result<Phase> {
+    let gauge = Gauge::new();
+    let mut tasks = JoinSet::new();
+    for index in 0..shape.workers {
+        let worker = driver.worker(index).await?;
+        tasks.spawn(work(worker, shape.per_request, Arc::clone(&gauge)));
+    }
+    for _ in 0..shape.producers {
+        let producer = driver.producer().await?;
+        tasks.spawn(produce(producer, shape.per_request, Arc::clone(&gauge)));
+    }
+    let measure = async {
+        sleep(window.warm_up).await;
+        let (before, acked_before) = (Sample::take(server_pid)?, gauge.acked_count());
+        sleep(window.length).await;
+        let (after, acked_after) = (Sample::take(server_pid)?, gauge.acked_count());
+        gauge.closed.store(true, Relaxed);
+        gauge.room.close();
+        anyhow::Ok((acked_after - acked_before, Span::between(&before, &after)))
+    };
+    // A producer or worker that fails ends the run at once; they do not end well before `measure`.
+    let (jobs, span) = tokio::select! {
+        measured = measure => measured?,
+        early = tasks.join_next() => {
+            early.context("no producers and no workers")???;
+            bail!("a producer or worker ended before the window did");
+        }
+    };
+    join_all(tasks).await?;
+    gauge.verify()?;
+    Ok(Phase {
+        jobs,
+        span,
+        million_rates: Vec::new(),
+    })
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bound {
+    pub(crate) jobs: usize,
+    pub(crate) length: Duration,
+}
+
+/// When the jobs of a filling phase may run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Due {
+    Now,
+    AtMs(u64),
+}
+
+/// Producers only, until either bound is met.
+pub(crate) async fn fill<D: Driver>(
+    driver: &D,
+    shape: Shape,
+    bound: Bound,
+    due: Due,
+    gauge: &Arc<Gauge>,
+    server_pid: u32,
+) -> Result<Phase> {
+    let begun = gauge.pushed_count();
+    let mut producers = Vec::new();
+    for _ in 0..shape.producers {
+        producers.push(driver.producer().await?);
+    }
+    let (marks, mut marked) = mpsc::unbounded_channel();
+    let before = Sample::take(server_pid)?;
+    let until = Instant::now() + bound.length;
+    let started = Arc::new(AtomicUsize::new(0));
+    let mut tasks = JoinSet::new();
+    for mut producer in producers {
+        let (gauge, started, marks) = (Arc::clone(gauge), Arc::clone(&started), marks.clone());
+        tasks.spawn(async move {
+            let mut payloads = Vec::new();
+            while Instant::now() < until {
+                let earlier = started.fetch_add(shape.per_request, Relaxed);
+                let count = bound.jobs.saturating_sub(earlier).min(shape.per_request);
+                if count == 0 {
+                    break;
+                }
+                let tally = gauge.payloads(count, &mut payloads)?;
+                match due {
+                    Due::Now => producer.push(&payloads).await?,
+                    Due::AtMs(due_ms) => producer.push_delayed(&payloads, due_ms).await?,
+                }
+                gauge.pushed.merge(tally);
+                mark(&marks, gauge.pushed_count() - begun, count);
+            }
+            Ok(())
+        });
+    }
+    drop(marks);
+    join_all(tasks).await?;
+    let after = Sample::take(server_pid)?;
+    let mut instants = vec![before.at];
+    while let Some(instant) = marked.recv().await {
+        instants.push(instant);
+    }
+    Ok(Phase {
+        jobs: gauge.pushed_count() - begun,
+        span: Span::between(&before, &after),
+        million_rates: rates(&instants),
+    })
+}
+
+/// Workers only, until everything that was pushed is acked; then verifies. The phase ends when the
+/// last job is received: its ack may ride in a request that waits for more jobs.
+pub(crate) async fn drain<D: Driver>(
+    driver: &D,
+    shape: Shape,
+    gauge: &Arc<Gauge>,
+    server_pid: u32,
+) -> Result<Phase> {
+    gauge.closed.store(true, Relaxed);
+    let begun = gauge.delivered_count();
+    let mut workers = Vec::new();
+    for index in 0..shape.workers {
+        workers.push(driver.worker(index).await?);
+    }
+    let (marks, mut marked) = mpsc::unbounded_channel();
+    let before = Sample::take(server_pid)?;
+    let mut tasks = JoinSet::new();
+    for mut worker in workers {
+        let (gauge, marks) = (Arc::clone(gauge), marks.clone());
+        tasks.spawn(async move {
+            while !gauge.drained() {
+                let leased = worker.turn(shape.per_request, &gauge).await?;
+                mark(&marks, gauge.delivered_count() - begun, leased);
+            }
+            Ok(())
+        });
+    }
+    drop(marks);
+    let last_received = async {
+        while gauge.delivered_count() < gauge.pushed_count() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        Sample::take(server_pid)
+    };
+    let (joined, after) = tokio::join!(join_all(tasks), async {
+        timeout(Duration::from_secs(DRAIN_SECONDS_MAX), last_received).await
+    });
+    joined?;
+    let after = after.context("the backlog did not drain")??;
+    gauge.verify()?;
+    let mut instants = vec![before.at];
+    while let Some(instant) = marked.recv().await {
+        instants.push(instant);
+    }
+    Ok(Phase {
+        jobs: gauge.delivered_count() - begun,
+        span: Span::between(&before, &after),
+        million_rates: rates(&instants),
+    })
+}
+
+/// Leases and acks one job as soon as a server that was just started gives it; returns when the
+/// lease was received.
+pub(crate) async fn first_lease<D: Driver>(
+    driver: &D,
+    gauge: &Gauge,
+    within: Duration,
+) -> Result<Instant> {
+    let attempts = async {
+        loop {
+            // Refused connections and "still loading" are errors here; asking again is the answer.
+            if let Ok(mut worker) = driver.worker(0).await
+                && let Ok(leased) = worker.turn(1, gauge).await
+            {
+                let at = Instant::now();
+                ensure!(leased == 1, "the restarted server had no job to give");
+                worker.settle(gauge).await?;
+                return Ok(at);
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(within, attempts)
+        .await
+        .context("no lease after the restart")?
+}
+
+/// Latencies from sending a push to its delivery to a worker that was waiting, sorted.
+pub(crate) async fn wake<D: Driver>(driver: &D, length: Duration) -> Result<Vec<Duration>> {
+    let gauge = Gauge::new();
+    let mut producer = driver.producer().await?;
+    let mut worker = driver.worker(0).await?;
+    let (received, mut receipts) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    let shared = Arc::clone(&gauge);
+    tasks.spawn(async move {
+        while !shared.drained() {
+            if worker.turn(1, &shared).await? > 0 && received.send(Instant::now()).is_err() {
+                break;
+            }
+        }
+        worker.settle(&shared).await
+    });
+    let mut latencies = Vec::new();
+    let mut payload = Vec::new();
+    let until = Instant::now() + length;
+    while Instant::now() < until {
+        // Time enough for the worker to have acked and to wait again.
+        sleep(Duration::from_millis(5)).await;
+        let tally = gauge.payloads(1, &mut payload)?;
+        let sent = Instant::now();
+        producer.push(&payload).await?;
+        gauge.pushed.merge(tally);
+        let received = timeout(Duration::from_secs(5), receipts.recv()).await?;
+        latencies.push(
+            received
+                .context("the worker ended early")?
+                .duration_since(sent),
+        );
+    }
+    gauge.closed.store(true, Relaxed);
+    join_all(tasks).await?;
+    gauge.verify()?;
+    latencies.sort_unstable();
+    Ok(latencies)
+}
+
+pub(crate) fn now_ms() -> Result<u64> {
+    Ok(u64::try_from(UNIX_EPOCH.elapsed()?.as_millis())?)
+}
+
+async fn produce<P: Producer>(
+    mut producer: P,
+    per_request: usize,
+    gauge: Arc<Gauge>,
+) -> Result<()> {
+    let mut payloads = Vec::new();
+    while !gauge.closed.load(Relaxed) {
+        // Closed at the end of the window.
+        let Ok(room) = gauge.room.acquire_many(u32::try_from(per_request)?).await else {
+            break;
+        };
+        room.forget();
+        let tally = gauge.payloads(per_request, &mut payloads)?;
+        // Counted first: a worker may have the jobs before the reply is here.
+        gauge.pushed.merge(tally);
+        producer.push(&payloads).await?;
+    }
+    Ok(())
+}
+
+async fn work<W: Worker>(mut worker: W, max: usize, gauge: Arc<Gauge>) -> Result<()> {
+    while !gauge.drained() {
+        worker.turn(max, &gauge).await?;
+    }
+    Ok(())
+}
+
+async fn join_all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
+    let all = async {
+        while let Some(joined) = tasks.join_next().await {
+            joined??;
+        }
+        Ok(())
+    };
+    timeout(Duration::from_secs(DRAIN_SECONDS_MAX), all)
+        .await
+        .context("the run did not end")?
+}
+
+/// Notes the time if these `count` jobs completed another million.
+fn mark(marks: &mpsc::UnboundedSender<Instant>, total: usize, count: usize) {
+    if total / MARK_COUNT > total.saturating_sub(count) / MARK_COUNT {
+        let _ = marks.send(Instant::now());
+    }
+}
+
+fn rates(instants: &[Instant]) -> Vec<f64> {
+    let seconds = instants
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]).as_secs_f64());
+    seconds.map(|seconds| MARK_COUNT as f64 / seconds).collect()
+}
+
+/// 32 words that depend on the number and on their place, so that no part repeats.
+fn write_payload(number: u64, out: &mut Vec<u8>) {
+    let mut word = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..PAYLOAD_BYTES / 8 {
+        out.extend_from_slice(&word.to_le_bytes());
+        word = word
+            .rotate_left(29)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9)
+            .wrapping_add(number);
+    }
+}
+
+fn digest(payload: &[u8]) -> u64 {
+    payload
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .fold(0x94d0_49bb_1331_11eb, |digest: u64, word| {
+            (digest ^ u64::from_le_bytes(*word))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(31)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gauge, PAYLOAD_BYTES, Tally};
+
+    #[test]
+    fn tally_is_the_same_in_any_order_and_differs_by_one_bit() {
+        let mut payloads = Vec::new();
+        let pushed = Gauge::new().payloads(3, &mut payloads).unwrap();
+        let tally = |payloads: &[u8], order: [usize; 3]| {
+            let mut tally = Tally::default();
+            for index in order {
+                tally
+                    .add(&payloads[index * PAYLOAD_BYTES..(index + 1) * PAYLOAD_BYTES])
+                    .unwrap();
+            }
+            tally
+        };
+        assert_eq!(tally(&payloads, [2, 0, 1]), pushed);
+        assert_ne!(tally(&payloads, [2, 0, 2]), pushed);
+        payloads[300] ^= 1;
+        assert_ne!(tally(&payloads, [0, 1, 2]), pushed);
+    }
+}

@@ -1,0 +1,492 @@
+//! Which workload is run on which peer: the shapes, the interleaved rounds, and which runs count.
+//! The load comes from `load.rs`, the servers from `process.rs`; `report.rs` prints the outcome.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    beanstalkd::Beanstalkd,
+    ganger::Ganger,
+    load::{self, Bound, Driver, Due, Gauge, Phase, Shape, Window},
+    probe,
+    process::{Program, Server},
+    redis::{Form, Redis},
+};
+
+const FILL_COUNT: usize = 1_000_000;
+/// Ends a phase that is bounded by its count of jobs, should the peer be very slow.
+const LONG_PHASE: Duration = Duration::from_secs(1800);
+const RESTART_WITHIN: Duration = Duration::from_secs(300);
+/// Far enough that no delayed job becomes ready within a run.
+const DELAY_MS: u64 = 24 * 3600 * 1000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Peer {
+    /// Acks, waits, then fetches
+    Redis,
+    /// Acks and fetch in one write
+    RedisPipelined,
+    /// Only by 100: a script moves 100 at once, one DEL acks them
+    RedisScript,
+    /// Deletes, waits, then reserves
+    Beanstalkd,
+    /// Delete and reserve in one write
+    BeanstalkdPipelined,
+    /// Acks ride in the next fetch
+    Ganger,
+}
+
+impl Peer {
+    pub(crate) fn program(self, ganger: &Path) -> Program {
+        match self {
+            Self::Redis | Self::RedisPipelined | Self::RedisScript => Program::Redis,
+            Self::Beanstalkd | Self::BeanstalkdPipelined => Program::Beanstalkd,
+            Self::Ganger => Program::Ganger(ganger.to_path_buf()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Workload {
+    /// 64 producers and 64 workers, one job a request
+    #[value(name = "single-64")]
+    #[serde(rename = "single-64")]
+    Single64,
+    /// 8 and 8, one job a request
+    #[value(name = "single-8")]
+    #[serde(rename = "single-8")]
+    Single8,
+    /// 1 and 1, one job a request
+    #[value(name = "single-1")]
+    #[serde(rename = "single-1")]
+    Single1,
+    /// 8 and 8, requests of 100 jobs
+    #[value(name = "by-100")]
+    #[serde(rename = "by-100")]
+    By100,
+    /// 8 producers, requests of 100 jobs, no worker until all is pushed
+    Fill,
+    /// One waiting worker, one push at a time: push sent to job received
+    Wake,
+    /// Memory a job, and time to the first lease after SIGKILL and after SIGTERM, 1 M jobs
+    #[value(name = "restart-1m")]
+    #[serde(rename = "restart-1m")]
+    Restart1m,
+    /// The same with 10 M jobs, and the last million against the first
+    #[value(name = "restart-10m")]
+    #[serde(rename = "restart-10m")]
+    Restart10m,
+    /// Memory of 10 M delayed jobs
+    #[value(name = "delayed-10m")]
+    #[serde(rename = "delayed-10m")]
+    Delayed10m,
+}
+
+impl Workload {
+    /// What is run when nothing is asked for: everything that takes seconds, not minutes.
+    pub(crate) const SHORT: [Self; 6] = [
+        Self::Single64,
+        Self::Single8,
+        Self::Single1,
+        Self::By100,
+        Self::Fill,
+        Self::Wake,
+    ];
+
+    pub(crate) fn is_long(self) -> bool {
+        matches!(self, Self::Restart1m | Self::Restart10m | Self::Delayed10m)
+    }
+
+    fn shape(self) -> Shape {
+        let (connections, per_request) = match self {
+            Self::Single64 => (64, 1),
+            Self::Single8 => (8, 1),
+            Self::Single1 | Self::Wake => (1, 1),
+            Self::By100 | Self::Fill => (8, 100),
+            Self::Restart1m | Self::Restart10m | Self::Delayed10m => (8, 100),
+        };
+        Shape {
+            producers: connections,
+            workers: connections,
+            per_request,
+        }
+    }
+
+    /// Whether running it on this peer says anything: forms that differ only in the worker are left
+    /// out where no worker is measured, and beanstalkd where it would push for an hour.
+    fn suits(self, peer: Peer) -> bool {
+        match self {
+            Self::Single64 | Self::Single8 | Self::Single1 => peer != Peer::RedisScript,
+            Self::By100 => true,
+            Self::Fill | Self::Wake => {
+                matches!(peer, Peer::Redis | Peer::Beanstalkd | Peer::Ganger)
+            }
+            Self::Restart1m | Self::Delayed10m => matches!(peer, Peer::Redis | Peer::Ganger),
+            Self::Restart10m => peer == Peer::Ganger,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) peers: Vec<Peer>,
+    /// Undisturbed runs wanted of each; `None`: three of the short workloads, one of the long.
+    pub(crate) rounds: Option<usize>,
+    /// Disturbed runs that are repeated, of each workload and peer.
+    pub(crate) retries: usize,
+    pub(crate) window: Window,
+    /// Jobs of the workloads that end by count; `None`: each its own.
+    pub(crate) jobs: Option<usize>,
+    pub(crate) steal_percent_max: f64,
+    pub(crate) foreign_percent_max: f64,
+    pub(crate) ganger: PathBuf,
+    /// Where the servers' directories are made.
+    pub(crate) dir: PathBuf,
+}
+
+/// One run of one workload on one peer.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Run {
+    pub(crate) workload: Workload,
+    pub(crate) peer: Peer,
+    pub(crate) round: usize,
+    /// Too much steal or foreign load: the medians leave it out.
+    pub(crate) disturbed: bool,
+    /// By name, with the unit in the name.
+    pub(crate) figures: BTreeMap<&'static str, f64>,
+    pub(crate) failure: Option<String>,
+}
+
+/// Runs everything, peers interleaved within each round.
+pub(crate) async fn run(settings: &Settings, runs: &mut Vec<Run>) {
+    for workload in &settings.workloads {
+        let peers: Vec<Peer> = settings
+            .peers
+            .iter()
+            .copied()
+            .filter(|peer| workload.suits(*peer))
+            .collect();
+        let mut retries = vec![settings.retries; peers.len()];
+        let rounds = settings
+            .rounds
+            .unwrap_or(if workload.is_long() { 1 } else { 3 });
+        for round in 0..rounds {
+            for turn in 0..peers.len() {
+                // Another one first in each round: a wave of load should not hit always the same.
+                let index = (round + turn) % peers.len();
+                loop {
+                    let run = run_once(settings, *workload, peers[index], round).await;
+                    let again = run.disturbed && run.failure.is_none() && retries[index] > 0;
+                    eprintln!("{}", crate::report::progress(&run));
+                    runs.push(run);
+                    if !again {
+                        break;
+                    }
+                    retries[index] -= 1;
+                }
+            }
+        }
+    }
+}
+
+async fn run_once(settings: &Settings, workload: Workload, peer: Peer, round: usize) -> Run {
+    let mut run = Run {
+        workload,
+        peer,
+        round,
+        disturbed: false,
+        figures: BTreeMap::new(),
+        failure: None,
+    };
+    if let Err(error) = serve_and_measure(settings, &mut run).await {
+        run.failure = Some(format!("{error:#}"));
+    }
+    let over = |name, max| run.figures.get(name).is_some_and(|percent| *percent > max);
+    run.disturbed = over("steal_percent", settings.steal_percent_max)
+        || over("foreign_percent", settings.foreign_percent_max);
+    run
+}
+
+async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    let dir = tempfile::Builder::new()
+        .prefix("peers-")
+        .tempdir_in(&settings.dir)?;
+    // Lets what the last run left dirty go to disk before anything is timed.
+    rustix::fs::sync();
+    sleep(Duration::from_millis(200)).await;
+    run.figures
+        .insert("sync_us_before", probe::sync_us(dir.path())?);
+    let program = run.peer.program(&settings.ganger);
+    let mut server = Server::start(program, dir.path()).await?;
+    let address = server.address;
+    match run.peer {
+        Peer::Redis => {
+            measure(
+                Redis {
+                    address,
+                    form: Form::Plain,
+                },
+                settings,
+                &mut server,
+                run,
+            )
+            .await?;
+        }
+        Peer::RedisPipelined => {
+            measure(
+                Redis {
+                    address,
+                    form: Form::Pipelined,
+                },
+                settings,
+                &mut server,
+                run,
+            )
+            .await?;
+        }
+        Peer::RedisScript => {
+            measure(
+                Redis {
+                    address,
+                    form: Form::Script,
+                },
+                settings,
+                &mut server,
+                run,
+            )
+            .await?;
+        }
+        Peer::Beanstalkd => {
+            measure(
+                Beanstalkd {
+                    address,
+                    pipelined: false,
+                },
+                settings,
+                &mut server,
+                run,
+            )
+            .await?;
+        }
+        Peer::BeanstalkdPipelined => {
+            measure(
+                Beanstalkd {
+                    address,
+                    pipelined: true,
+                },
+                settings,
+                &mut server,
+                run,
+            )
+            .await?;
+        }
+        Peer::Ganger => measure(Ganger { address }, settings, &mut server, run).await?,
+    }
+    server.kill().await?;
+    run.figures
+        .insert("sync_us_after", probe::sync_us(dir.path())?);
+    Ok(())
+}
+
+async fn measure<D: Driver>(
+    driver: D,
+    settings: &Settings,
+    server: &mut Server,
+    run: &mut Run,
+) -> Result<()> {
+    let shape = run.workload.shape();
+    let figures = &mut run.figures;
+    ready(&driver).await?;
+    match run.workload {
+        Workload::Single64 | Workload::Single8 | Workload::Single1 | Workload::By100 => {
+            let phase = load::steady(&driver, shape, settings.window, server.pid).await?;
+            record(figures, &phase);
+            figures.insert("peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+        }
+        Workload::Fill => {
+            let jobs = settings.jobs.unwrap_or(FILL_COUNT);
+            let bound = Bound {
+                jobs,
+                length: settings.window.length,
+            };
+            let gauge = Gauge::new();
+            let phase = load::fill(&driver, shape, bound, Due::Now, &gauge, server.pid).await?;
+            record(figures, &phase);
+            figures.insert("peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+            let phase = load::drain(&driver.fastest(), load::DRAIN, &gauge, server.pid).await?;
+            figures.insert("drain_jobs_per_s", rate(&phase));
+        }
+        Workload::Wake => {
+            let before = probe::Sample::take(server.pid)?;
+            let latencies = load::wake(&driver, settings.window.length).await?;
+            let after = probe::Sample::take(server.pid)?;
+            record_span(figures, &probe::Span::between(&before, &after));
+            let at = |share: usize| latencies.get(latencies.len() * share / 100);
+            for (name, share) in [("wake_p50_us", 50), ("wake_p99_us", 99)] {
+                let latency = at(share).context("no push was measured")?;
+                figures.insert(name, latency.as_secs_f64() * 1e6);
+            }
+        }
+        Workload::Restart1m => {
+            let jobs = settings.jobs.unwrap_or(1_000_000);
+            restart(driver, shape, jobs, server, figures).await?;
+        }
+        Workload::Restart10m => {
+            let jobs = settings.jobs.unwrap_or(10_000_000);
+            restart(driver, shape, jobs, server, figures).await?;
+        }
+        Workload::Delayed10m => {
+            let bound = Bound {
+                jobs: settings.jobs.unwrap_or(10_000_000),
+                length: LONG_PHASE,
+            };
+            let empty_bytes = probe::memory(server.pid)?.resident_bytes;
+            let due = Due::AtMs(load::now_ms()? + DELAY_MS);
+            let gauge = Gauge::new();
+            let phase = load::fill(&driver, shape, bound, due, &gauge, server.pid).await?;
+            record(figures, &phase);
+            record_millions(figures, &phase, ["first_million_push", "last_million_push"]);
+            record_memory(figures, server, phase.jobs, empty_bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills, then restarts twice over the backlog, then drains it.
+async fn restart<D: Driver>(
+    driver: D,
+    shape: Shape,
+    jobs: usize,
+    server: &mut Server,
+    figures: &mut BTreeMap<&'static str, f64>,
+) -> Result<()> {
+    let gauge = Gauge::new();
+    let empty_bytes = probe::memory(server.pid)?.resident_bytes;
+    let bound = Bound {
+        jobs,
+        length: LONG_PHASE,
+    };
+    let phase = load::fill(&driver, shape, bound, Due::Now, &gauge, server.pid).await?;
+    record(figures, &phase);
+    record_millions(figures, &phase, ["first_million_push", "last_million_push"]);
+    record_memory(figures, server, phase.jobs, empty_bytes)?;
+
+    server.kill().await?;
+    let elapsed = lease_after_restart(&driver, server, &gauge).await?;
+    figures.insert("first_lease_after_kill_ms", elapsed.as_secs_f64() * 1e3);
+    let begun = Instant::now();
+    server.terminate().await?;
+    figures.insert("terminate_ms", begun.elapsed().as_secs_f64() * 1e3);
+    let elapsed = lease_after_restart(&driver, server, &gauge).await?;
+    figures.insert("first_lease_after_term_ms", elapsed.as_secs_f64() * 1e3);
+
+    let driver = driver.at(server.address).fastest();
+    let phase = load::drain(&driver, load::DRAIN, &gauge, server.pid).await?;
+    figures.insert("drain_jobs_per_s", rate(&phase));
+    record_millions(
+        figures,
+        &phase,
+        ["first_million_drain", "last_million_drain"],
+    );
+    figures.insert("drain_peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+    Ok(())
+}
+
+async fn lease_after_restart<D: Driver>(
+    driver: &D,
+    server: &mut Server,
+    gauge: &Gauge,
+) -> Result<Duration> {
+    let begun = Instant::now();
+    server.restart()?;
+    server.listening().await?;
+    let leased_at = load::first_lease(&driver.at(server.address), gauge, RESTART_WITHIN).await?;
+    Ok(leased_at - begun)
+}
+
+/// Waits until the server answers, not only listens.
+async fn ready<D: Driver>(driver: &D) -> Result<()> {
+    let answers = async {
+        while driver.producer().await.is_err() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), answers)
+        .await
+        .context("no answer")
+}
+
+fn record(figures: &mut BTreeMap<&'static str, f64>, phase: &Phase) {
+    let per_million = 1e6 / phase.jobs.max(1) as f64;
+    figures.insert("jobs", phase.jobs as f64);
+    figures.insert("jobs_per_s", rate(phase));
+    figures.insert(
+        "server_cpu_s_per_million",
+        phase.span.server_cpu_seconds * per_million,
+    );
+    figures.insert(
+        "generator_cpu_s_per_million",
+        phase.span.generator_cpu_seconds * per_million,
+    );
+    record_span(figures, &phase.span);
+}
+
+fn record_span(figures: &mut BTreeMap<&'static str, f64>, span: &probe::Span) {
+    figures.insert("seconds", span.seconds);
+    figures.insert(
+        "server_cpu_percent",
+        100.0 * span.server_cpu_seconds / span.seconds,
+    );
+    figures.insert(
+        "generator_cpu_percent",
+        100.0 * span.generator_cpu_seconds / span.seconds,
+    );
+    figures.insert("steal_percent", span.steal_percent);
+    figures.insert("foreign_percent", span.foreign_percent);
+}
+
+fn record_millions(
+    figures: &mut BTreeMap<&'static str, f64>,
+    phase: &Phase,
+    [first, last]: [&'static str; 2],
+) {
+    if let [head, .., tail] = phase.million_rates[..] {
+        figures.insert(first, head);
+        figures.insert(last, tail);
+    }
+}
+
+fn record_memory(
+    figures: &mut BTreeMap<&'static str, f64>,
+    server: &Server,
+    jobs: usize,
+    empty_bytes: u64,
+) -> Result<()> {
+    let memory = probe::memory(server.pid)?;
+    let grown = memory.resident_bytes.saturating_sub(empty_bytes);
+    figures.insert("resident_mib", mib(memory.resident_bytes));
+    figures.insert("peak_mib", mib(memory.peak_bytes));
+    figures.insert("memory_bytes_per_job", grown as f64 / jobs.max(1) as f64);
+    let disk_bytes = probe::disk_bytes(&server.data_dir())?;
+    figures.insert("disk_bytes_per_job", disk_bytes as f64 / jobs.max(1) as f64);
+    Ok(())
+}
+
+fn rate(phase: &Phase) -> f64 {
+    phase.jobs as f64 / phase.span.seconds
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
