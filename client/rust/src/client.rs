@@ -2,7 +2,13 @@
 //! gives it to the task of [`crate::connection`] and reads the answer; what happens on the way, over
 //! reconnects too, is decided in [`crate::in_flight`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use ganger_protocol::{
     JobId, JobSpec, QueueName, QueuePattern, WireError,
@@ -564,8 +570,14 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) async fn answer(&mut self) -> Result<Answer, Error> {
-        (&mut self.answer).await.unwrap_or(Err(Error::Closed))
+    async fn answer(&mut self) -> Result<Answer, Error> {
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    /// Not to be called again once it was ready.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Answer, Error>> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(context));
+        Poll::Ready(answer.unwrap_or(Err(Error::Closed)))
     }
 }
 

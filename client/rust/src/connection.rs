@@ -109,6 +109,8 @@ enum Ended {
     Redirect(String),
     /// Pushes need a new producer, which only a new connection gives.
     Producer,
+    /// The session has ended, and only a new connection opens another.
+    Session,
 }
 
 impl<E: Into<ConnectError>> From<E> for Ended {
@@ -149,6 +151,12 @@ impl Connection {
             match ended {
                 Ended::Closed => break,
                 Ended::Producer => {}
+                Ended::Session => {
+                    self.forget_session();
+                    if !self.pause().await {
+                        break;
+                    }
+                }
                 Ended::Redirect(address) => self.redirect(&address),
                 Ended::Lost(error) => {
                     self.failed(error);
@@ -250,6 +258,9 @@ impl Connection {
             if self.table.is_producer_unknown() {
                 return Err(Ended::Producer);
             }
+            if self.table.is_session_unknown() {
+                return Err(Ended::Session);
+            }
             line.write(&mut self.table)?;
             let wake_at = [self.table.check_at(), line.heartbeat_at];
             wake_by(timer.as_mut(), wake_at.into_iter().flatten().min());
@@ -332,8 +343,7 @@ impl Connection {
     /// Returns how long the session may be silent.
     fn opened(&mut self, hello: &HelloReply) -> Option<Duration> {
         self.redirects = 0;
-        let limit = hello.limits.frame_bytes_max;
-        self.table.connected(hello.producer.clone(), limit);
+        self.table.connected(hello);
         if let Some(reply) = &hello.session {
             let resumed = self.session.as_ref().map(|session| session.id) == Some(reply.id);
             let lost = if resumed {
@@ -386,12 +396,17 @@ impl Connection {
             self.table.producer_unknown();
             return true;
         }
-        if error.code == ErrorCode::NotFound && self.session.take().is_some() {
-            let lost = self.table.held();
-            self.lost(lost);
+        if error.code == ErrorCode::NotFound && self.session.is_some() {
+            self.forget_session();
             return true;
         }
         false
+    }
+
+    fn forget_session(&mut self) {
+        self.session = None;
+        let lost = self.table.held();
+        self.lost(lost);
     }
 
     fn failed(&mut self, error: ConnectError) {

@@ -14,7 +14,7 @@ use ganger_protocol::{
     frame::HEADER_BYTES,
     limits::FRAME_BYTES_MAX,
     request::{LeaseRef, Operation, Push, Release, ReleaseItem, Request},
-    response::{Body, FetchReply, HeartbeatReply, LeaseReply, LeaseResult},
+    response::{Body, FetchReply, HeartbeatReply, HelloReply, LeaseReply, LeaseResult},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -64,6 +64,9 @@ pub(crate) struct InFlight {
     held: BTreeMap<LeaseId, JobId>,
     /// No entry is late before this time.
     check_at: Option<Instant>,
+    /// Whether there is a session, and the server has said that it does not know it.
+    has_session: bool,
+    session_unknown: bool,
     frame_bytes_max: usize,
 }
 
@@ -120,6 +123,8 @@ impl InFlight {
             },
             held: BTreeMap::new(),
             check_at: None,
+            has_session: false,
+            session_unknown: false,
             frame_bytes_max: FRAME_BYTES_MAX,
         }
     }
@@ -220,10 +225,12 @@ impl InFlight {
 
     /// A connection is open. Everything unanswered is sent again in its order, the pushes under
     /// their old numbers if this is still the same producer; else nobody knows what became of them.
-    pub(crate) fn connected(&mut self, producer: Option<String>, frame_bytes_max: usize) {
-        self.frame_bytes_max = frame_bytes_max;
-        if self.producer.id != producer {
-            self.producer.replace(producer);
+    pub(crate) fn connected(&mut self, hello: &HelloReply) {
+        self.frame_bytes_max = hello.limits.frame_bytes_max;
+        self.has_session = hello.session.is_some();
+        self.session_unknown = false;
+        if self.producer.id != hello.producer {
+            self.producer.replace(hello.producer.clone());
             self.forget_numbers();
         }
         self.connected = true;
@@ -264,6 +271,11 @@ impl InFlight {
     /// Whether this connection cannot number pushes any more.
     pub(crate) fn is_producer_unknown(&self) -> bool {
         self.producer.unknown
+    }
+
+    /// Whether the server has ended the session while the connection lived.
+    pub(crate) fn is_session_unknown(&self) -> bool {
+        self.session_unknown
     }
 
     /// Ends everything that waits: the server will not serve this client.
@@ -439,6 +451,16 @@ impl InFlight {
     }
 
     fn refused(&mut self, mut entry: Entry, error: WireError) {
+        if let Operation::Fetch(_) | Operation::Heartbeat(_) = &entry.request.operation
+            && self.has_session
+            && error.code == ErrorCode::NotFound
+        {
+            // The session has ended: the request is for the next one.
+            self.session_unknown = true;
+            entry.sent_at = None;
+            self.entries.insert(entry.request.id, entry);
+            return;
+        }
         let Operation::Push(_) = &entry.request.operation else {
             let unknown = !error.code.is_definite() && !is_repeatable(&entry.request.operation);
             entry.finish(Err(if unknown {

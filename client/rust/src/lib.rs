@@ -18,11 +18,39 @@
 //! at most once, over lost connections and lost answers too; when nobody can know whether it was, it
 //! ends in [`Error::OutcomeUnknown`] and is never pushed again behind your back.
 //!
+//! # Running
+//!
+//! ```no_run
+//! use ganger_client::{ClientOptions, Failure, Worker, shutdown_on_signals};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let worker = Worker::builder(ClientOptions::from_url("ganger://localhost")?)
+//!         .queues(["mail"])
+//!         .concurrency(20)
+//!         .handler(|job, _context| async move {
+//!             let address: String = job.read()?;
+//!             if !address.contains('@') {
+//!                 return Err(Failure::new("address", "there is no @ in it").dead());
+//!             }
+//!             println!("to {address}");
+//!             Ok(())
+//!         })
+//!         .build()?;
+//!     worker.run(shutdown_on_signals()?).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A [`Worker`] keeps its leases alive while handlers run, over lost connections and restarts of the
+//! server, and gives back what it cannot finish when it is told to stop.
+//!
 //! # The map
 //!
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
 //! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `failure`
-//! is how an attempt goes wrong. The types of the wire are re-exported as [`protocol`].
+//! is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
+//! [`protocol`].
 
 mod client;
 mod connection;
@@ -33,6 +61,7 @@ mod in_flight;
 mod job;
 mod options;
 mod task;
+mod worker;
 
 pub use ganger_protocol as protocol;
 pub use ganger_protocol::{ErrorCode, JobId, JobSpec, WireError};
@@ -43,4 +72,8 @@ pub use crate::{
     failure::Failure,
     job::{CONTENT_TYPE_JSON, Job},
     options::{ClientOptions, UrlError},
+    worker::{
+        CancelReason, Context, LeasedJob, PayloadError, Tally, Worker, WorkerBuilder, WorkerError,
+        shutdown_on_signals,
+    },
 };

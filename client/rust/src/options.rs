@@ -367,7 +367,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(url: &str, expected: Result<(&str, &str, Option<&str>), UrlError>) {
+    fn check(url: &str, expected: &Result<(&str, &str, Option<&str>), UrlError>) {
         let actual = ClientOptions::from_url(url);
         let actual = actual.as_ref().map(|options| {
             let token = options.token.as_ref().map(|token| token.id.as_str());
@@ -377,40 +377,40 @@ mod tests {
             Ok((address, namespace, token)) => Ok((address.as_str(), *namespace, *token)),
             Err(error) => Err((*error).clone()),
         };
-        assert_eq!(actual, expected, "{url}");
+        assert_eq!(&actual, expected, "{url}");
     }
 
     #[test]
     fn a_url_names_host_port_namespace_and_token() {
-        check("ganger://h", Ok(("h:4264", "default", None)));
-        check("ganger://h:1/n", Ok(("h:1", "n", None)));
-        check("ganger://h/", Ok(("h:4264", "default", None)));
-        check("ganger://:a.b.c@h/n", Ok(("h:4264", "n", Some("a"))));
-        check("ganger://[::1]:9/n", Ok(("[::1]:9", "n", None)));
-        check("ganger://[::1]", Ok(("[::1]:4264", "default", None)));
+        check("ganger://h", &Ok(("h:4264", "default", None)));
+        check("ganger://h:1/n", &Ok(("h:1", "n", None)));
+        check("ganger://h/", &Ok(("h:4264", "default", None)));
+        check("ganger://:a.b.c@h/n", &Ok(("h:4264", "n", Some("a"))));
+        check("ganger://[::1]:9/n", &Ok(("[::1]:9", "n", None)));
+        check("ganger://[::1]", &Ok(("[::1]:4264", "default", None)));
     }
 
     #[test]
     fn a_url_of_another_shape_is_refused() {
-        check("gangers://h", Err(UrlError::Scheme));
-        check("h:4264", Err(UrlError::Scheme));
-        check("ganger://", Err(UrlError::Host));
-        check("ganger://:a.b@/n", Err(UrlError::Host));
-        check("ganger://user@h", Err(UrlError::User));
-        check("ganger://:secret@h", Err(UrlError::Token));
-        check("ganger://:.secret@h", Err(UrlError::Token));
+        check("gangers://h", &Err(UrlError::Scheme));
+        check("h:4264", &Err(UrlError::Scheme));
+        check("ganger://", &Err(UrlError::Host));
+        check("ganger://:a.b@/n", &Err(UrlError::Host));
+        check("ganger://user@h", &Err(UrlError::User));
+        check("ganger://:secret@h", &Err(UrlError::Token));
+        check("ganger://:.secret@h", &Err(UrlError::Token));
         let port = |port: &str| {
             Err(UrlError::Port {
                 port: port.to_owned(),
             })
         };
-        check("ganger://h:0", port("0"));
-        check("ganger://h:65536", port("65536"));
-        check("ganger://h:", port(""));
+        check("ganger://h:0", &port("0"));
+        check("ganger://h:65536", &port("65536"));
+        check("ganger://h:", &port(""));
         let found = ' ';
         check(
             "ganger://h/a b",
-            Err(UrlError::Namespace(IdError::Character { found })),
+            &Err(UrlError::Namespace(IdError::Character { found })),
         );
     }
 
