@@ -229,6 +229,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Jobs that are kept, in whatever state.
+    pub fn kept(&self) -> u64 {
+        self.scheduled + self.blocked + self.ready + self.leased + self.dead
+    }
+
     /// Adds the counters of another queue.
     pub fn add(&mut self, other: &Self) {
         self.scheduled += other.scheduled;

@@ -172,6 +172,11 @@ pub struct TokenConfig {
 pub struct TokenId(Arc<str>);
 
 impl TokenId {
+    /// An id that stands for a number, such as a random one.
+    pub fn numbered(number: u64) -> Self {
+        Self(Arc::from(format!("{number:x}")))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -2,7 +2,7 @@
 //!
 //! Every field has its unit in its name or in its value (`drain_timeout = "5s"`,
 //! `cache_bytes = "64MiB"`). Unknown fields are refused. Where values come from is
-//! [`layers`]'s; what they do is for the files that are given them.
+//! `config/layers.rs`'s; what they do is for the files that are given them.
 
 mod layers;
 pub mod units;

@@ -4,6 +4,7 @@
 //! once what it says is durable.
 
 pub mod auth;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod driver;

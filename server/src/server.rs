@@ -12,7 +12,7 @@ use std::{
 };
 
 use ganger_engine::{HeadBudget, Options, facts::Recovered};
-use ganger_protocol::{NamespaceName, limits::Limits, response::Counters};
+use ganger_protocol::{NamespaceName, limits::Limits};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -131,8 +131,8 @@ pub struct RecoveredCounts {
     pub sessions: usize,
     /// Leases that live on.
     pub leases: usize,
-    /// Jobs by state, over all queues.
-    pub jobs: Counters,
+    /// Jobs that are kept, in whatever state.
+    pub jobs: u64,
     /// How long opening took, in ms.
     pub recovery_ms: u64,
 }
@@ -369,7 +369,7 @@ fn open_shards(
         counts.queues += recovered.queues.len();
         counts.sessions += recovered.sessions.len();
         for queue in &recovered.queues {
-            counts.jobs.add(&queue.counters);
+            counts.jobs += queue.counters.kept();
         }
         let now = clock.now();
         let options = engine_options(config, number, key);

@@ -1,0 +1,146 @@
+//! The command line: one tree of commands, one file each.
+//!
+//! Data goes to stdout, everything else to stderr, both through `output`. How a command ends is one
+//! of the exit codes in `error`; a failure says what, why and what to do. Commands that ask a server
+//! are clients like any other, through `connect`.
+
+mod bench;
+mod connect;
+mod dead;
+mod error;
+mod health;
+mod jobs;
+mod output;
+#[cfg(test)]
+mod peer;
+mod push;
+mod queues;
+mod serve;
+mod stats;
+mod token;
+mod version;
+mod view;
+mod work;
+
+use std::{future::Future, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::error::CliError;
+
+/// A durable job-queue server. Alone, `ganger` means `ganger serve`.
+#[derive(Debug, Parser)]
+#[command(name = "ganger", version, args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 not found, \
+    4 cannot reach the server, 5 unauthorised, 6 conflict, 7 partly failed, 74 storage error, \
+    124 timed out"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve(serve::ServeArgs),
+    /// Add jobs; prints their ids
+    Push(push::PushArgs),
+    /// Run a command for each job
+    Work(work::WorkArgs),
+    /// Look at jobs
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Look at, revive and purge dead jobs
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+    /// Look at, pause and resume queues
+    #[command(subcommand)]
+    Queues(queues::QueuesCommand),
+    /// Show totals of the namespace and the server
+    Stats(stats::StatsArgs),
+    /// Measure a running server
+    Bench(bench::BenchArgs),
+    /// Ask whether a server lives, or is ready
+    Health(health::HealthArgs),
+    /// Make access tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Show the version
+    Version(version::VersionArgs),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // What cannot be printed cannot be reported either.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::fail(&error);
+            error.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), CliError> {
+    match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(args) => serve::run(args),
+        Command::Push(args) => block_on(push::run(args)),
+        Command::Work(args) => block_on(work::run(args)),
+        Command::Jobs(command) => block_on(jobs::run(command)),
+        Command::Dead(command) => block_on(dead::run(command)),
+        Command::Queues(command) => block_on(queues::run(command)),
+        Command::Stats(args) => block_on(stats::run(args)),
+        Command::Bench(args) => bench::run(&args),
+        Command::Health(args) => block_on(health::run(args)),
+        Command::Token(command) => token::run(&command),
+        Command::Version(args) => version::run(&args),
+    }
+}
+
+/// Runs a command that waits more than it computes.
+fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| CliError::failed("cannot start").because(&error))?;
+    let result = runtime.block_on(command);
+    // A read of stdin that still waits must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ganger_alone_serves() {
+        let cli = Cli::try_parse_from(["ganger", "--listen", "127.0.0.1:0"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.listen.as_deref(), Some("127.0.0.1:0"));
+    }
+
+    #[test]
+    fn flags_of_serve_do_not_go_with_another_command() {
+        let error = Cli::try_parse_from(["ganger", "--shards", "2", "stats"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+}

@@ -1,0 +1,360 @@
+//! `ganger serve`: the server in the foreground, until a signal ends it.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ganger_protocol::DEFAULT_PORT;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::{CliError, Exit},
+    output,
+};
+use crate::{
+    RecoveredCounts, ServeError, Server,
+    config::{Config, Layers, Setting},
+    tasks::{OnPanic, Tasks},
+    telemetry::{LogFormat, Telemetry},
+};
+
+/// The few common settings; everything is in the file, and in GANGER_* variables.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServeArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "GANGER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the store lives [default: ./ganger-data]
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<String>,
+    /// Where clients connect [default: 127.0.0.1:4264]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+    /// Reserved for the web UI and metrics
+    #[arg(long, value_name = "ADDRESS")]
+    web: Option<String>,
+    /// How many shards a new store has [default: 1]
+    #[arg(long, value_name = "COUNT")]
+    shards: Option<u16>,
+    /// The level of the log, or target=level pairs [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+    /// How the log looks [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// A file to write once the server listens, as JSON; it is gone when the server is
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Listen beyond this machine without tokens
+    #[arg(long)]
+    insecure_no_auth: bool,
+}
+
+impl ServeArgs {
+    fn settings(&self) -> Vec<Setting> {
+        let format = self.log_format.and_then(|format| {
+            clap::ValueEnum::to_possible_value(&format).map(|value| value.get_name().to_owned())
+        });
+        let flags = [
+            ("--data-dir", "data_dir", self.data_dir.clone()),
+            ("--listen", "listen", self.listen.clone()),
+            ("--web", "web", self.web.clone()),
+            (
+                "--shards",
+                "shards",
+                self.shards.map(|shards| shards.to_string()),
+            ),
+            ("--log", "log.level", self.log.clone()),
+            ("--log-format", "log.format", format),
+            (
+                "--insecure-no-auth",
+                "insecure_no_auth",
+                self.insecure_no_auth.then(|| "true".to_owned()),
+            ),
+        ];
+        let given = flags
+            .into_iter()
+            .filter_map(|(flag, path, text)| Some((flag, path, text?)));
+        given
+            .map(|(flag, path, text)| Setting::flag(flag, path, text))
+            .collect()
+    }
+
+    fn config(&self) -> Result<(Config, Vec<String>), CliError> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => Some((
+                path.clone(),
+                fs::read_to_string(path).map_err(|source| crate::config::ConfigError::Read {
+                    path: path.clone(),
+                    source,
+                })?,
+            )),
+        };
+        // A variable that is no text is none of ours.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+            .collect();
+        Ok(Config::load(Layers {
+            file,
+            environment,
+            flags: self.settings(),
+        })?)
+    }
+}
+
+pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
+    let (config, remarks) = args.config()?;
+    Telemetry::start(&config.log.level, config.log.format)
+        .map_err(|error| CliError::usage("cannot start the log").because(&error))?;
+    for warning in remarks.into_iter().chain(config.warnings()) {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| CliError::failed("cannot start").because(&error))?;
+    let result = runtime.block_on(serve(config, args.ready_file));
+    // What did not stop within the drain's time must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliError> {
+    // Whoever waits for the file must not find that of an earlier server.
+    let ready_file = ready_file.map(ReadyFile::reserve).transpose()?;
+    let (tasks, shutdown) = (Tasks::new(), CancellationToken::new());
+    watch_signals(&tasks, shutdown.clone())?;
+    let data_dir = config.data_dir.clone();
+    let drain_timeout = config.drain_timeout.duration();
+    let server = Server::start(&config)?;
+    let started = Started {
+        listen: server.listen(),
+        recovered: server.recovered(),
+    };
+    if let Some(file) = &ready_file {
+        file.write(&started)?;
+    }
+    announce(&started, &data_dir);
+    server.run_until_drained(shutdown).await?;
+    tracing::info!("stopped");
+    // The signal watcher is all that is left.
+    let _ = tasks.shutdown(drain_timeout).await;
+    Ok(())
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> Self {
+        if error.is_storage() {
+            return Self::new(Exit::Storage, "the store failed").because(&error);
+        }
+        Self::failed("the server failed").because(&error)
+    }
+}
+
+/// The first TERM or INT drains; a second one ends the process at once.
+fn watch_signals(tasks: &Tasks, shutdown: CancellationToken) -> Result<(), CliError> {
+    let deaf = |error: io::Error| CliError::failed("cannot listen to signals").because(&error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    let stopping = tasks.stopping();
+    tasks.spawn("signals", OnPanic::Continue, async move {
+        loop {
+            // All branches are cancel-safe: a signal that was not taken stays.
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                () = stopping.cancelled() => return,
+            }
+            if shutdown.is_cancelled() {
+                end_at_once();
+            }
+            tracing::info!("draining; a second signal ends it at once");
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
+#[expect(
+    clippy::exit,
+    reason = "a second signal means: now, without any further step"
+)]
+fn end_at_once() -> ! {
+    std::process::exit(i32::from(Exit::Failed.code()))
+}
+
+/// What there is to tell about a server that has started.
+#[derive(Debug, Clone)]
+struct Started {
+    listen: SocketAddr,
+    recovered: RecoveredCounts,
+}
+
+fn announce(started: &Started, data_dir: &Path) {
+    let data_dir = fs::canonicalize(data_dir).unwrap_or_else(|_missing| data_dir.to_owned());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %started.listen,
+        data_dir = %data_dir.display(),
+        jobs = started.recovered.jobs,
+        queues = started.recovered.queues,
+        recovery_ms = started.recovered.recovery_ms,
+        "started"
+    );
+    if output::watched() {
+        output::note(&banner(started, &data_dir));
+    }
+}
+
+fn banner(started: &Started, data_dir: &Path) -> String {
+    let Started { listen, recovered } = started;
+    let url = if *listen == SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)) {
+        String::new()
+    } else {
+        format!("--url ganger://{listen} ")
+    };
+    format!(
+        "\n\
+         listens on   {listen}\n\
+         data in      {}\n\
+         recovered    {} jobs in {} queues in {} ms\n\
+         push a job   ganger push {url}hello '{{\"name\": \"world\"}}'\n\
+         run it       ganger work {url}-q default -- cat\n",
+        data_dir.display(),
+        recovered.jobs,
+        recovered.queues,
+        recovered.recovery_ms,
+    )
+}
+
+/// The file that tells others where the server listens; gone when it is dropped.
+#[derive(Debug)]
+struct ReadyFile(PathBuf);
+
+impl ReadyFile {
+    fn reserve(path: PathBuf) -> Result<Self, CliError> {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Self::refused(&path, &error))
+            }
+            Ok(()) | Err(_) => Ok(Self(path)),
+        }
+    }
+
+    /// Writes it whole or not at all: a reader never finds half of it.
+    fn write(&self, started: &Started) -> Result<(), CliError> {
+        let web: Option<SocketAddr> = None;
+        let ready = serde_json::json!({
+            "pid": std::process::id(),
+            "listen": started.listen,
+            "web": web,
+            "recovered": { "jobs": started.recovered.jobs, "queues": started.recovered.queues },
+            "recovery_ms": started.recovered.recovery_ms,
+        });
+        let mut name = self.0.clone().into_os_string();
+        name.push(format!(".{}", std::process::id()));
+        let draft = PathBuf::from(name);
+        fs::write(&draft, format!("{ready}\n"))
+            .and_then(|()| fs::rename(&draft, &self.0))
+            .map_err(|error| Self::refused(&self.0, &error))
+    }
+
+    fn refused(path: &Path, error: &io::Error) -> CliError {
+        CliError::failed(format!("cannot write the ready file {}", path.display())).because(error)
+    }
+}
+
+impl Drop for ReadyFile {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn started(listen: &str) -> Started {
+        let recovered = RecoveredCounts {
+            jobs: 12,
+            queues: 3,
+            recovery_ms: 4,
+        };
+        Started {
+            listen: listen.parse().unwrap(),
+            recovered,
+        }
+    }
+
+    #[test]
+    fn the_banner_says_where_what_and_what_next() {
+        assert_eq!(
+            banner(&started("127.0.0.1:4264"), Path::new("/srv/data")),
+            "\n\
+             listens on   127.0.0.1:4264\n\
+             data in      /srv/data\n\
+             recovered    12 jobs in 3 queues in 4 ms\n\
+             push a job   ganger push hello '{\"name\": \"world\"}'\n\
+             run it       ganger work -q default -- cat\n"
+        );
+        let elsewhere = banner(&started("127.0.0.1:5000"), Path::new("d"));
+        assert!(elsewhere.contains("ganger push --url ganger://127.0.0.1:5000 hello"));
+    }
+
+    #[test]
+    fn the_ready_file_is_there_while_the_server_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ready.json");
+        fs::write(&path, "stale").unwrap();
+        let file = ReadyFile::reserve(path.clone()).unwrap();
+        assert!(!path.exists(), "that of an earlier server is gone");
+        file.write(&started("127.0.0.1:5000")).unwrap();
+        let ready: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(
+            ready,
+            serde_json::json!({
+                "pid": std::process::id(),
+                "listen": "127.0.0.1:5000",
+                "web": null,
+                "recovered": { "jobs": 12, "queues": 3 },
+                "recovery_ms": 4,
+            })
+        );
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "no draft is left"
+        );
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            serve: ServeArgs,
+        }
+        let line = "serve --listen [::1]:0 --shards 2 --log debug --log-format json --data-dir d";
+        let args = Line::try_parse_from(line.split(' ')).unwrap().serve;
+        let flags = args.settings();
+        let (config, _) = Config::load(Layers {
+            flags,
+            ..Layers::default()
+        })
+        .unwrap();
+        assert_eq!(config.listen.to_string(), "[::1]:0");
+        assert_eq!((config.shards, config.log.level.as_str()), (2, "debug"));
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.data_dir, PathBuf::from("d"));
+    }
+}

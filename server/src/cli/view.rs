@@ -1,0 +1,263 @@
+//! How jobs, times and counters are shown, as text and as JSON.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ganger_protocol::{Bytes, Timestamp, job::JobView, response::Counters};
+use serde_json::Value;
+
+use super::{
+    error::CliError,
+    output::{Align, Table, pairs, printable},
+};
+
+/// Characters of a payload in a listing.
+const PREVIEW_CHARS: usize = 60;
+
+/// A time as RFC 3339 in UTC.
+pub(super) fn time(at: Timestamp) -> String {
+    let time = i64::try_from(at.0)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| at.to_string(), |time| time.to_string())
+}
+
+/// A job as JSON, its payload readable where it can be: `payload` as JSON or text, else
+/// `payload_base64`.
+pub(super) fn job_json(job: &JobView) -> Result<Value, CliError> {
+    let refused = |error| CliError::failed("cannot write JSON").because(&error);
+    let mut value = serde_json::to_value(JobView {
+        payload: Bytes::new(),
+        ..job.clone()
+    })
+    .map_err(refused)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("payload");
+        if !job.payload.is_empty() {
+            let (field, payload) = payload_json(job);
+            fields.insert(field.to_owned(), payload);
+        }
+    }
+    Ok(value)
+}
+
+fn payload_json(job: &JobView) -> (&'static str, Value) {
+    let json = job.content_type.as_deref() == Some(ganger_client::CONTENT_TYPE_JSON);
+    let parsed = json
+        .then(|| serde_json::from_slice(&job.payload).ok())
+        .flatten();
+    match (parsed, std::str::from_utf8(&job.payload)) {
+        (Some(value), _) => ("payload", value),
+        (None, Ok(text)) => ("payload", Value::from(text)),
+        (None, Err(_binary)) => ("payload_base64", Value::from(STANDARD.encode(&job.payload))),
+    }
+}
+
+/// A job with everything that is known of it.
+pub(super) fn job_text(job: &JobView) -> String {
+    let mut rows = vec![
+        ("id", job.id.to_string()),
+        ("state", job.state.to_string()),
+        ("queue", job.queue.to_string()),
+        ("kind", job.kind.to_string()),
+        ("priority", job.priority.to_string()),
+        ("pushed at", time(job.pushed_at)),
+    ];
+    if let Some(at) = job.run_at {
+        rows.push(("runs at", time(at)));
+    }
+    if let Some(at) = job.closed_at {
+        rows.push(("closed at", time(at)));
+    }
+    if let Some(reason) = job.reason {
+        rows.push(("reason", format!("{reason:?}").to_lowercase()));
+    }
+    if let Some(lease) = job.lease {
+        rows.push(("lease", lease.to_string()));
+    }
+    rows.push(("attempts", job.attempt.to_string()));
+    rows.push((
+        "failures",
+        format!("{} of {}", job.failures, job.max_attempts),
+    ));
+    for (name, count) in [("losses", job.losses), ("releases", job.releases)] {
+        if count > 0 {
+            rows.push((name, count.to_string()));
+        }
+    }
+    if !job.tags.is_empty() {
+        let tags = job.tags.iter().map(ToString::to_string).collect::<Vec<_>>();
+        rows.push(("tags", tags.join(", ")));
+    }
+    for (name, value) in &job.headers {
+        rows.push(("header", format!("{name}: {value}")));
+    }
+    for error in &job.errors {
+        let (at, kind) = (time(error.at), &error.kind);
+        rows.push((
+            "error",
+            format!("{at} attempt {}, {kind}: {}", error.attempt, error.message),
+        ));
+    }
+    rows.push(("payload", payload_text(job)));
+    pairs(&rows)
+}
+
+fn payload_text(job: &JobView) -> String {
+    match std::str::from_utf8(&job.payload) {
+        Ok(text) if text.chars().any(|c| c.is_control() && !c.is_whitespace()) => {
+            format!("{} bytes", job.payload_bytes)
+        }
+        Ok(text) => text.to_owned(),
+        Err(_binary) => format!("{} bytes", job.payload_bytes),
+    }
+}
+
+/// Dead jobs, one a line.
+pub(super) fn jobs_table(jobs: &[JobView]) -> String {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("KIND", Align::Left),
+        ("CLOSED AT", Align::Left),
+        ("REASON", Align::Left),
+        ("FAILURES", Align::Right),
+        ("BYTES", Align::Right),
+    ]);
+    for job in jobs {
+        table.row([
+            job.id.to_string(),
+            job.kind.to_string(),
+            job.closed_at.map_or_else(String::new, time),
+            job.reason
+                .map_or_else(String::new, |reason| format!("{reason:?}").to_lowercase()),
+            job.failures.to_string(),
+            job.payload_bytes.to_string(),
+        ]);
+    }
+    table.render()
+}
+
+/// The counters that a table shows, in its order.
+pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 14] {
+    [
+        ("ready", counters.ready),
+        ("scheduled", counters.scheduled),
+        ("blocked", counters.blocked),
+        ("leased", counters.leased),
+        ("dead", counters.dead),
+        ("pushed", counters.pushed),
+        ("done", counters.done),
+        ("cancelled", counters.cancelled),
+        ("expired", counters.expired),
+        ("deleted", counters.deleted),
+        ("granted", counters.granted),
+        ("failed", counters.failed),
+        ("lost", counters.lost),
+        ("released", counters.released),
+    ]
+}
+
+/// The end of a text from elsewhere, on one line.
+pub(super) fn preview(text: &str) -> String {
+    let line = printable(text).replace(['\n', '\t'], " ");
+    match line.char_indices().nth(PREVIEW_CHARS) {
+        None => line,
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use ganger_protocol::{
+        JobId,
+        job::{DeadReason, JobError, JobState},
+    };
+
+    use super::*;
+
+    pub(in crate::cli) fn dead_job() -> JobView {
+        JobView {
+            id: JobId::from_bytes([0; 24]),
+            state: JobState::Dead,
+            queue: "mail".parse().unwrap(),
+            kind: "welcome".parse().unwrap(),
+            payload: Bytes::from_static(b"{\"to\":1}"),
+            payload_bytes: 8,
+            content_type: Some("application/json".into()),
+            headers: [("traceparent".to_owned(), "00-1".to_owned())].into(),
+            priority: 5,
+            tags: vec!["vip".parse().unwrap()],
+            pushed_at: Timestamp(1_700_000_000_000),
+            run_at: None,
+            lease: None,
+            closed_at: Some(Timestamp(1_700_000_060_500)),
+            reason: Some(DeadReason::Attempts),
+            attempt: 3,
+            failures: 2,
+            losses: 1,
+            releases: 0,
+            max_attempts: 2,
+            errors: vec![JobError {
+                at: Timestamp(1_700_000_060_500),
+                attempt: 3,
+                kind: "smtp".to_owned(),
+                message: "no route\x1b[2J".to_owned(),
+                backtrace: String::new(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_job_is_shown_with_everything_that_is_known() {
+        assert_eq!(
+            job_text(&dead_job()),
+            "id         AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
+             state      dead\n\
+             queue      mail\n\
+             kind       welcome\n\
+             priority   5\n\
+             pushed at  2023-11-14T22:13:20Z\n\
+             closed at  2023-11-14T22:14:20.5Z\n\
+             reason     attempts\n\
+             attempts   3\n\
+             failures   2 of 2\n\
+             losses     1\n\
+             tags       vip\n\
+             header     traceparent: 00-1\n\
+             error      2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
+             payload    {\"to\":1}\n"
+        );
+    }
+
+    #[test]
+    fn a_payload_is_json_or_text_or_base64() {
+        let shown = |content_type: Option<&str>, payload: &'static [u8]| {
+            let job = JobView {
+                content_type: content_type.map(Into::into),
+                payload: Bytes::from_static(payload),
+                ..dead_job()
+            };
+            let value = job_json(&job).unwrap();
+            (value["payload"].clone(), value["payload_base64"].clone())
+        };
+        let json = Some("application/json");
+        assert_eq!(shown(json, b"[1]"), (serde_json::json!([1]), Value::Null));
+        assert_eq!(shown(json, b"[1"), (Value::from("[1"), Value::Null));
+        assert_eq!(shown(None, b"text"), (Value::from("text"), Value::Null));
+        assert_eq!(shown(None, b"\xff"), (Value::Null, Value::from("/w==")));
+        assert_eq!(shown(None, b""), (Value::Null, Value::Null));
+    }
+
+    #[test]
+    fn dead_jobs_are_one_a_line() {
+        assert_eq!(
+            jobs_table(&[dead_job()]),
+            "ID                                KIND     CLOSED AT               REASON    FAILURES  BYTES\n\
+             AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA  welcome  2023-11-14T22:14:20.5Z  attempts         2      8\n"
+        );
+    }
+
+    #[test]
+    fn a_preview_is_one_short_line() {
+        assert_eq!(preview("a\nb"), "a b");
+        assert_eq!(preview(&"x".repeat(61)), format!("{}…", "x".repeat(60)));
+    }
+}
