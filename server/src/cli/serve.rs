@@ -286,6 +286,7 @@ mod tests {
             jobs: 12,
             queues: 3,
             recovery_ms: 4,
+            ..RecoveredCounts::default()
         };
         Started {
             listen: listen.parse().unwrap(),
