@@ -139,7 +139,6 @@ async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliErr
     }
     announce(&started, &config.data_dir);
     server.run_until_drained(shutdown).await?;
-    tracing::info!("stopped");
     // The signal watcher is all that is left.
     let _ = tasks.shutdown(drain_timeout).await;
     Ok(())
