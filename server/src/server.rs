@@ -12,7 +12,7 @@ use std::{
 };
 
 use ganger_engine::{HeadBudget, Options, facts::Recovered};
-use ganger_protocol::{NamespaceName, limits::Limits};
+use ganger_protocol::{NamespaceName, limits::Limits, response::Counters};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -131,8 +131,8 @@ pub struct RecoveredCounts {
     pub sessions: usize,
     /// Leases that live on.
     pub leases: usize,
-    /// Jobs that are kept, in whatever state.
-    pub jobs: u64,
+    /// Jobs by state and outcome, over all queues.
+    pub jobs: Counters,
     /// How long opening took, in ms.
     pub recovery_ms: u64,
 }
@@ -369,7 +369,7 @@ fn open_shards(
         counts.queues += recovered.queues.len();
         counts.sessions += recovered.sessions.len();
         for queue in &recovered.queues {
-            counts.jobs += queue.counters.kept();
+            counts.jobs.add(&queue.counters);
         }
         let now = clock.now();
         let options = engine_options(config, number, key);

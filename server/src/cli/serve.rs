@@ -210,8 +210,7 @@ fn announce(started: &Started, data_dir: &Path) {
 
 /// Jobs that were found, whatever they wait for.
 fn live(recovered: &RecoveredCounts) -> u64 {
-    let jobs = &recovered.jobs;
-    jobs.ready + jobs.scheduled + jobs.blocked + jobs.leased + jobs.dead
+    recovered.jobs.kept()
 }
 
 fn banner(started: &Started, data_dir: &Path) -> String {
