@@ -370,19 +370,6 @@ impl Engine {
             .find(queue)
             .is_some_and(|queue| queue.record.namespace == origin.namespace)
     }
-
-    /// Offers the ready jobs of some queues to those who wait, each queue once.
-    pub(crate) fn offer_all(
-        &mut self,
-        now: Now,
-        queues: impl Iterator<Item = QueueNumber>,
-        outcome: &mut Outcome,
-    ) {
-        let queues: std::collections::BTreeSet<QueueNumber> = queues.collect();
-        for queue in queues {
-            self.offer(now, queue, outcome);
-        }
-    }
 }
 
 /// What a failure leads to.

@@ -415,20 +415,48 @@ impl Engine {
     }
 
     /// Hands the ready jobs of a queue to those who wait for it, the oldest ticket first.
-    pub(crate) fn offer(&mut self, now: Now, number: QueueNumber, outcome: &mut Outcome) {
-        while let Some(queue) = self.queues.find(number)
-            && !queue.record.paused
-            && let Some(ticket) = queue.waiters.first().copied()
-        {
-            if self.first_window(number).is_none() {
-                let is_unread = queue.windows().any(|(_, window)| window.is_behind);
-                if is_unread {
-                    self.unserved.insert(number);
-                }
-                return;
-            }
+    pub(crate) fn offer(&mut self, now: Now, queue: QueueNumber, outcome: &mut Outcome) {
+        while let Some(ticket) = self.first_in_line(queue) {
             self.end_wait(now, ticket, true, outcome);
         }
+    }
+
+    /// The same for several queues: the oldest ticket of all of them first, since who is woken by
+    /// one queue may take from another.
+    pub(crate) fn offer_all(
+        &mut self,
+        now: Now,
+        queues: impl Iterator<Item = QueueNumber>,
+        outcome: &mut Outcome,
+    ) {
+        let mut queues: BTreeSet<QueueNumber> = queues.collect();
+        loop {
+            let mut oldest: Option<Ticket> = None;
+            queues.retain(|queue| {
+                let ticket = self.first_in_line(*queue);
+                oldest = oldest.into_iter().chain(ticket).min();
+                ticket.is_some()
+            });
+            let Some(ticket) = oldest else { return };
+            self.end_wait(now, ticket, true, outcome);
+        }
+    }
+
+    /// The oldest fetch that can be given a job of this queue now. When the next one must be read
+    /// first, the next tick does that.
+    fn first_in_line(&mut self, number: QueueNumber) -> Option<Ticket> {
+        let queue = self.queues.find(number)?;
+        if queue.record.paused {
+            return None;
+        }
+        let ticket = queue.waiters.first().copied()?;
+        if self.first_window(number).is_some() {
+            return Some(ticket);
+        }
+        if queue.windows().any(|(_, window)| window.is_behind) {
+            self.unserved.insert(number);
+        }
+        None
     }
 
     /// Answers a waiting fetch, with what is there when it `takes` jobs.

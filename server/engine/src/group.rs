@@ -238,6 +238,11 @@ impl OpenGroup {
         self.forgotten.push(producer);
     }
 
+    /// Whether this group forgets what the store has of a producer.
+    pub(crate) fn forgets(&self, producer: ProducerNumber) -> bool {
+        self.forgotten.contains(&producer)
+    }
+
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {
         self.operations += usize::from(content.spilled_parts());
         self.bytes += content.bound_bytes();
