@@ -327,11 +327,8 @@ impl Server {
             if let Some(error) = shard.take_failure() {
                 return Err(ServeError::Store(error));
             }
-            let store = Arc::clone(shard.store());
-            let closed = tokio::task::spawn_blocking(move || store.close()).await;
-            if let Ok(Err(error)) = closed {
-                return Err(ServeError::Store(error));
-            }
+            // Nothing else runs any more, so this thread may wait for the disk.
+            shard.store().close().map_err(ServeError::Store)?;
         }
         tracing::info!("stopped");
         Ok(())

@@ -56,14 +56,14 @@ pub use self::{checkpoint::CheckpointProgress, coding::Malformed};
 pub struct StoreOptions {
     /// The shard, which is part of the ids of its jobs. Default 0.
     pub shard: u16,
-    /// Bytes that the table may cache; it may take twice as much. Default 64 MiB.
+    /// Bytes that the table may cache; it may take twice as much. Default 32 MiB.
     pub cache_bytes: u64,
     /// How the log cuts its segments.
     pub log: LogOptions,
     /// Bytes of committed changes in memory at which the store is full. A checkpoint is due at
-    /// half of it. Default 64 MiB.
+    /// half of it. Default 32 MiB.
     pub overlay_bytes_max: usize,
-    /// Bytes of log after which a checkpoint is due. Default 32 MiB.
+    /// Bytes of log after which a checkpoint is due. Default 16 MiB.
     pub checkpoint_bytes: u64,
     /// Operations of one slice of a checkpoint at most, at least 2. Default 1 000.
     pub slice_operations_max: usize,
@@ -77,10 +77,10 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             shard: 0,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             log: LogOptions::default(),
-            overlay_bytes_max: 64 << 20,
-            checkpoint_bytes: 32 << 20,
+            overlay_bytes_max: 32 << 20,
+            checkpoint_bytes: 16 << 20,
             slice_operations_max: 1000,
             log_bytes_max: 256 << 20,
             secret: None,
