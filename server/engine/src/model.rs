@@ -1068,7 +1068,8 @@ impl Both {
         // A pair of another namespace is never known here.
         let is_ours = self.queue_is_in(job.birth().queue, namespace);
         let is_settled = self.model.settled.get(&(job, lease)) == Some(&answer) && is_ours;
-        let is_recent = self.highest_lease.0 - lease.0 < small().settled_max as u64;
+        // Restarts skip numbers, so that answers of old leases and new ones share a slot.
+        let is_recent = self.highest_lease.0 < small().settled_max as u64;
         let state = of_namespace.map_or("gone".to_owned(), |serial| {
             self.model.jobs[&serial].state.to_string()
         });
