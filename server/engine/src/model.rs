@@ -781,6 +781,12 @@ impl Both {
         Some((id, session.namespace))
     }
 
+    /// The same, when there is something to answer.
+    fn answerer(&mut self, nth: u8, pairs: &[(JobId, LeaseId)]) -> Option<(SessionId, usize)> {
+        pairs.first()?;
+        self.speaker(nth)
+    }
+
     fn send(&mut self, id: SessionId, namespace: usize, operation: Operation) -> Caller {
         self.world.within(NAMESPACES[namespace], |world| {
             world.send(Some(id), operation)
@@ -1145,7 +1151,7 @@ impl Both {
 
     fn ack(&mut self, nth: u8, picks: &[Pick]) {
         let pairs = self.picked(picks);
-        let Some((id, namespace)) = self.speaker(nth).filter(|_| !pairs.is_empty()) else {
+        let Some((id, namespace)) = self.answerer(nth, &pairs) else {
             return;
         };
         let leases = pairs.iter().map(|(job, lease)| ack_item(*job, *lease));
@@ -1160,7 +1166,7 @@ impl Both {
 
     fn fail(&mut self, nth: u8, pick: &Pick, how: u8) {
         let pairs = self.picked(std::slice::from_ref(pick));
-        let Some((id, namespace)) = self.speaker(nth).filter(|_| !pairs.is_empty()) else {
+        let Some((id, namespace)) = self.answerer(nth, &pairs) else {
             return;
         };
         let item = FailItem {
@@ -1180,7 +1186,7 @@ impl Both {
         let mut pairs = self.picked(picks);
         pairs.sort_unstable();
         pairs.dedup();
-        let Some((id, namespace)) = self.speaker(nth).filter(|_| !pairs.is_empty()) else {
+        let Some((id, namespace)) = self.answerer(nth, &pairs) else {
             return;
         };
         let delay_ms = is_delayed.then_some(DurationMs(700));
@@ -1208,7 +1214,7 @@ impl Both {
 
     fn extend(&mut self, nth: u8, pick: &Pick) {
         let pairs = self.picked(std::slice::from_ref(pick));
-        let Some((id, namespace)) = self.speaker(nth).filter(|_| !pairs.is_empty()) else {
+        let Some((id, namespace)) = self.answerer(nth, &pairs) else {
             return;
         };
         let (job, lease) = pairs[0];
