@@ -47,14 +47,6 @@ impl Queue {
         (0..=9).rev().zip(self.windows.iter().rev())
     }
 
-    pub(crate) fn lane(&self, priority: u8) -> Lane {
-        Lane {
-            queue: self.record.number,
-            priority,
-            lane: 0,
-        }
-    }
-
     pub(crate) fn dead_max(&self) -> u64 {
         self.record.dead_max.unwrap_or(DEAD_MAX_DEFAULT)
     }

@@ -433,9 +433,16 @@ impl World {
     /// Applies a command as the driver does: reads what it needs until it needs nothing.
     pub(crate) fn step(&mut self, command: Command) -> Option<SessionOpened> {
         let facts = self.read(&command);
-        let outcome = self.engine.apply(self.now, command.clone(), &facts);
+        let told = match &command {
+            Command::Request(_, operation) => operation.op(),
+            Command::OpenSession { .. } => "hello",
+            Command::Detach { .. } => "detach",
+            Command::Durable(_) => "durable",
+            Command::Tick => "tick",
+        };
+        let outcome = self.engine.apply(self.now, command, &facts);
         if let Err(broken) = self.engine.check_invariants() {
-            panic!("{broken}\nafter {command:?}");
+            panic!("{broken}\nafter {told}");
         }
         self.take_in(outcome)
     }

@@ -3,7 +3,7 @@
 use ganger_protocol::{
     DurationMs, ErrorCode, JobSpec, LeaseId,
     job::JobState,
-    limits::SESSION_WAITERS_MAX,
+    limits::{Limits, SESSION_WAITERS_MAX},
     request::{Fetch, Operation},
     response::ReplyBody,
 };
@@ -141,8 +141,10 @@ fn a_session_may_have_only_so_many_fetches_waiting() {
 
 #[test]
 fn a_session_holds_leases_up_to_its_limit_and_not_one_more() {
-    let mut limits = ganger_protocol::limits::Limits::default();
-    limits.session_leases_max = 3;
+    let limits = Limits {
+        session_leases_max: 3,
+        ..Limits::default()
+    };
     let mut world = World::with(Options { limits, ..small() });
     let worker = world.worker();
     world.push_all(numbered("a", 0..5));
