@@ -1544,7 +1544,7 @@ fn cases() -> ProptestConfig {
     });
     println!("PROPTEST_RNG_SEED={seed}");
     ProptestConfig {
-        cases: u32::try_from(number("PROPTEST_CASES").unwrap_or(100)).unwrap(),
+        cases: u32::try_from(number("PROPTEST_CASES").unwrap_or(64)).unwrap(),
         rng_seed: RngSeed::Fixed(seed),
         max_shrink_iters: 4_000,
         failure_persistence: None,
