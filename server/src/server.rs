@@ -328,7 +328,7 @@ impl Server {
                 return Err(ServeError::Store(error));
             }
             // Nothing else runs any more, so this thread may wait for the disk.
-            shard.store().close().map_err(ServeError::Store)?;
+            shard.store().settle().map_err(ServeError::Store)?;
         }
         tracing::info!("stopped");
         Ok(())

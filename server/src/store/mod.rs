@@ -368,15 +368,24 @@ impl Store {
     }
 
     /// Makes everything durable and carries it into the table, so that the next open is quick.
+    /// Nothing may be committed after that.
     ///
     /// # Errors
     /// [`StoreError`]; what was durable before is durable still.
-    pub fn close(&self) -> Result<(), StoreError> {
+    pub fn settle(&self) -> Result<(), StoreError> {
         self.sync()?;
         while self.applied.load(Ordering::Acquire) < self.sealed.load(Ordering::Acquire) {
             self.checkpoint_slice()?;
         }
         Ok(())
+    }
+
+    /// [Settles](Self::settle) the store and unlocks its directory.
+    ///
+    /// # Errors
+    /// As `settle`.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.settle()
     }
 
     fn free_bytes(&self) -> u64 {
