@@ -146,7 +146,7 @@ impl Model {
         self.count(place).scheduled += 1;
     }
 
-    fn bury(&mut self, serial: u64, now: Now) {
+    fn close_as_dead(&mut self, serial: u64, now: Now) {
         let job = self.jobs.get_mut(&serial).unwrap();
         job.state = JobState::Dead;
         job.closed_at = Some(now.wall);
@@ -196,7 +196,7 @@ impl Model {
         let at = now.wall.plus(delay.unwrap_or(job.backoff));
         self.count(place).failed += 1;
         match is_dead {
-            true => self.bury(serial, now),
+            true => self.close_as_dead(serial, now),
             false => self.schedule(serial, at),
         }
     }
@@ -581,7 +581,7 @@ impl Both {
                         model.schedule(serial, now.wall);
                         delayed.push(serial);
                     }
-                    _ => model.bury(serial, now),
+                    _ => model.close_as_dead(serial, now),
                 }
             }
             return delayed;
@@ -1129,7 +1129,7 @@ impl Both {
                         job.errors += 1;
                         let place = job.place;
                         self.model.count(place).failed += 1;
-                        self.model.bury(serial, now);
+                        self.model.close_as_dead(serial, now);
                     }
                     _ => {
                         let place = self.model.jobs[&serial].place;
