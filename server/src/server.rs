@@ -12,7 +12,7 @@ use std::{
 };
 
 use ganger_engine::{HeadBudget, Options, facts::Recovered};
-use ganger_protocol::{NamespaceName, limits::Limits};
+use ganger_protocol::{NamespaceName, limits::Limits, response::Counters};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -131,8 +131,8 @@ pub struct RecoveredCounts {
     pub sessions: usize,
     /// Leases that live on.
     pub leases: usize,
-    /// Jobs that are kept, in whatever state.
-    pub jobs: u64,
+    /// Jobs by state and outcome, over all queues.
+    pub jobs: Counters,
     /// How long opening took, in ms.
     pub recovery_ms: u64,
 }
@@ -327,11 +327,8 @@ impl Server {
             if let Some(error) = shard.take_failure() {
                 return Err(ServeError::Store(error));
             }
-            let store = Arc::clone(shard.store());
-            let closed = tokio::task::spawn_blocking(move || store.close()).await;
-            if let Ok(Err(error)) = closed {
-                return Err(ServeError::Store(error));
-            }
+            // Nothing else runs any more, so this thread may wait for the disk.
+            shard.store().close().map_err(ServeError::Store)?;
         }
         tracing::info!("stopped");
         Ok(())
@@ -369,7 +366,7 @@ fn open_shards(
         counts.queues += recovered.queues.len();
         counts.sessions += recovered.sessions.len();
         for queue in &recovered.queues {
-            counts.jobs += queue.counters.kept();
+            counts.jobs.add(&queue.counters);
         }
         let now = clock.now();
         let options = engine_options(config, number, key);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, timeout_at};
+use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The tasks and threads of a server. A clone is the same set.
@@ -101,8 +101,10 @@ impl Tasks {
         for row in table {
             let (stopping, context) = (self.stopping(), context.clone());
             self.spawn(row.name, OnPanic::Stop, async move {
-                let mut ticks = tokio::time::interval_at(Instant::now() + row.every, row.every);
+                let mut ticks = tokio::time::interval(row.every);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                // The first tick comes at once.
+                ticks.tick().await;
                 // Both branches are cancel-safe: a tick that was not taken comes again.
                 while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
                     (row.run)(&context);
@@ -129,21 +131,24 @@ impl Tasks {
     /// # Errors
     /// What still ran after `within`. It is left to the end of the process.
     pub async fn shutdown(&self, within: Duration) -> Result<(), Unfinished> {
-        let deadline = Instant::now() + within;
         self.0.stopping.cancel();
         self.0.tracker.close();
-        let late = timeout_at(deadline, self.0.tracker.wait()).await.is_err();
-        let threads = std::mem::take(&mut *lock(&self.0.threads));
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                // A panic was reported by the thread's own entry.
-                let _ = thread.join();
-            }
-        });
-        if timeout_at(deadline, joined).await.is_err() || late {
-            return Err(Unfinished(self.running()));
+        let joined = async {
+            self.0.tracker.wait().await;
+            let threads = std::mem::take(&mut *lock(&self.0.threads));
+            let join = move || {
+                for thread in threads {
+                    // A panic was reported by the thread's own entry.
+                    let _ = thread.join();
+                }
+            };
+            // Joining does not panic, so there is nothing to report.
+            let _ = tokio::task::spawn_blocking(join).await;
+        };
+        match tokio::time::timeout(within, joined).await {
+            Ok(()) => Ok(()),
+            Err(_elapsed) => Err(Unfinished(self.running())),
         }
-        Ok(())
     }
 
     fn enter(&self, name: &'static str, on_panic: OnPanic) -> Entry {

@@ -77,3 +77,8 @@ pub use crate::{
         shutdown_on_signals,
     },
 };
+
+/// The samples of the README, compiled by its doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

@@ -20,21 +20,23 @@ use crate::{
 
 impl Engine {
     /// What must be read to answer leases: the job of a live one that is to be rewritten or has a
-    /// record, and of one that is not live, to say what became of it.
+    /// record, and of one that is not live, to say what became of it. No answer: an extension.
     pub(crate) fn needs_of_answers(
         &self,
         leases: impl Iterator<Item = (JobId, LeaseId)>,
-        rewrites: bool,
+        answer: Option<Answer>,
     ) -> Vec<Need> {
         let mut needs = Vec::new();
         for (job, number) in leases {
-            let is_known = match self.leases.live(&job, number) {
-                Some(lease) => !rewrites && !lease.has_record,
-                None => self.leases.answered(&job, number).is_some(),
+            let need = match (self.leases.live(&job, number), answer) {
+                (Some(_), None) => None,
+                (Some(lease), Some(Answer::Ack)) if !lease.has_record => None,
+                (Some(_), Some(Answer::Ack)) => self.need_of_job(job, false),
+                (Some(_), Some(Answer::Fail | Answer::Release)) => self.need_of_job(job, true),
+                (None, Some(_)) if self.leases.answered(&job, number) == answer => None,
+                (None, _) => self.need_of_job(job, false),
             };
-            if !is_known {
-                needs.extend(self.need_of_job(job, rewrites));
-            }
+            needs.extend(need);
         }
         needs
     }
@@ -303,6 +305,13 @@ impl Engine {
         };
         let deadline = self.leases.extend(&item.job, now.mono.plus(item.ms));
         let rest = deadline.unwrap_or_default().since(now.mono);
+        let result = LeaseResult {
+            timeout_ms: Some(rest),
+            ..LeaseResult::default()
+        };
+        if deadline == Some(lease.deadline) {
+            return result;
+        }
         self.leave_lease_part(item.job, lease.part);
         if let Some(lease) = self.leases.find_mut(&item.job) {
             lease.part = None;
@@ -317,10 +326,7 @@ impl Engine {
         };
         self.group.grants.insert(item.job, record);
         self.group.operations += 1;
-        LeaseResult {
-            timeout_ms: Some(rest),
-            ..LeaseResult::default()
-        }
+        result
     }
 
     /// Ends a live lease with an answer. For one that is not live: the result that says so.
@@ -339,7 +345,8 @@ impl Engine {
             self.leases.remember(&job, number, answer);
             return Ok(lease);
         }
-        if live.is_none() && self.leases.answered(&job, number) == Some(answer) {
+        let is_ours = self.is_in_namespace(QueueNumber(job.birth().queue), origin);
+        if live.is_none() && is_ours && self.leases.answered(&job, number) == Some(answer) {
             return Err(LeaseResult {
                 already: true,
                 ..LeaseResult::default()
@@ -362,19 +369,6 @@ impl Engine {
         self.queues
             .find(queue)
             .is_some_and(|queue| queue.record.namespace == origin.namespace)
-    }
-
-    /// Offers the ready jobs of some queues to those who wait, each queue once.
-    pub(crate) fn offer_all(
-        &mut self,
-        now: Now,
-        queues: impl Iterator<Item = QueueNumber>,
-        outcome: &mut Outcome,
-    ) {
-        let queues: std::collections::BTreeSet<QueueNumber> = queues.collect();
-        for queue in queues {
-            self.offer(now, queue, outcome);
-        }
     }
 }
 

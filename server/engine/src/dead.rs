@@ -1,5 +1,7 @@
 //! Dead jobs: kept for a person, bounded by count, revived or purged.
 
+use std::collections::BTreeSet;
+
 use ganger_protocol::{
     JobId, WireError,
     job::JobState,
@@ -12,18 +14,31 @@ use crate::{
     Engine,
     command::{Now, Origin, Outcome},
     facts::{Fact, Facts, Need},
-    records::{JobRecord, QueueNumber},
+    records::{Closed, JobRecord, QueueNumber},
 };
 
 /// Dead jobs that one tick removes from a queue that has too many.
-const OVERFULL_SLICE: u32 = 64;
+const OVERFULL_SLICE: usize = 64;
+
+/// Queues that have too many and that one tick looks at.
+const OVERFULL_QUEUES: usize = 4;
 
 /// The dead jobs that a request names.
 #[derive(Debug, Default)]
 struct Selected {
     records: Vec<JobRecord>,
     not_found: Vec<JobId>,
-    queue: Option<QueueNumber>,
+    has_more: bool,
+}
+
+impl Selected {
+    fn into_reply(self, count: usize) -> ReplyBody {
+        ReplyBody::Count(CountReply {
+            count: count as u64,
+            more: self.has_more,
+            not_found: self.not_found,
+        })
+    }
 }
 
 impl Engine {
@@ -31,49 +46,69 @@ impl Engine {
         &self,
         origin: &Origin,
         select: &DeadSelect,
+        content: bool,
         facts: &Facts,
     ) -> Vec<Need> {
-        let ids = match self.need_of_oldest(origin, select) {
+        let ids = match self.queue_of(origin, select) {
             None => select.jobs.clone(),
-            Some(need) => match facts.find(&need) {
-                Some(Fact::Closed(rows)) => rows.iter().map(|row| row.job).collect(),
-                Some(_) | None => return vec![need],
+            Some(queue) => match self.oldest_dead(queue, limit_of(select), facts) {
+                Ok(rows) => rows.iter().map(|row| row.job).collect(),
+                Err(need) => return vec![need],
             },
         };
-        ids.into_iter()
-            .filter_map(|job| self.need_of_job(job, true))
+        let needs = ids.into_iter();
+        needs
+            .filter_map(|job| self.need_of_job(job, content))
             .collect()
     }
 
-    fn need_of_oldest(&self, origin: &Origin, select: &DeadSelect) -> Option<Need> {
-        let queue = self
+    fn queue_of(&self, origin: &Origin, select: &DeadSelect) -> Option<QueueNumber> {
+        let named = self
             .queues
             .named(&origin.namespace, select.queue.as_ref()?)?;
-        let max = select.limit.map_or(ITEMS_MAX, |limit| limit as usize);
-        let max = u32::try_from(max).unwrap_or(u32::MAX);
-        Some(Need::OldestDead {
-            queue: queue.record.number,
-            max,
-        })
+        Some(named.record.number)
+    }
+
+    /// The oldest dead jobs of a queue, one more than are wanted when there is one: those of the
+    /// store and those of the open group. Else what must be read to know them.
+    fn oldest_dead(
+        &self,
+        queue: QueueNumber,
+        wanted: usize,
+        facts: &Facts,
+    ) -> Result<Vec<Closed>, Need> {
+        let open = || self.group.dead_rows(queue);
+        let unset = open().filter(|(_, is_set)| !is_set).count();
+        let need = Need::OldestDead {
+            queue,
+            max: u32::try_from(wanted + 1 + unset).unwrap_or(u32::MAX),
+        };
+        let Some(Fact::Closed(stored)) = facts.find(&need) else {
+            return Err(need);
+        };
+        let mut rows: BTreeSet<Closed> = stored.iter().copied().collect();
+        for (row, is_set) in open() {
+            match is_set {
+                true => rows.insert(row),
+                false => rows.remove(&row),
+            };
+        }
+        Ok(rows.into_iter().take(wanted + 1).collect())
     }
 
     fn selected(&self, origin: &Origin, select: &DeadSelect, facts: &Facts) -> Selected {
         let mut selected = Selected::default();
-        let ids = match self.need_of_oldest(origin, select) {
+        let ids = match self.queue_of(origin, select) {
             None => select.jobs.clone(),
-            Some(need) => match facts.find(&need) {
-                Some(Fact::Closed(rows)) => {
-                    selected.queue = rows.first().map(|row| row.queue);
-                    let before = select
-                        .before
-                        .unwrap_or(ganger_protocol::Timestamp(u64::MAX));
-                    rows.iter()
-                        .filter(|row| row.at < before)
-                        .map(|row| row.job)
-                        .collect()
-                }
-                Some(_) | None => Vec::new(),
-            },
+            Some(queue) => {
+                let mut rows = self
+                    .oldest_dead(queue, limit_of(select), facts)
+                    .unwrap_or_default();
+                rows.retain(|row| select.before.is_none_or(|before| row.at < before));
+                selected.has_more = rows.len() > limit_of(select);
+                rows.truncate(limit_of(select));
+                rows.iter().map(|row| row.job).collect()
+            }
         };
         for job in ids {
             match self.lookup(job, facts) {
@@ -91,19 +126,6 @@ impl Engine {
             .sort_by_key(|record| (record.closed_at, record.id));
         selected.records.dedup_by_key(|record| record.id);
         selected
-    }
-
-    fn counted(&self, select: &DeadSelect, selected: &Selected, count: usize) -> ReplyBody {
-        let dead = selected.queue.and_then(|queue| self.queues.find(queue));
-        ReplyBody::Count(CountReply {
-            count: count as u64,
-            more: count > 0 && dead.is_some_and(|queue| queue.record.counters.dead > 0),
-            not_found: if select.queue.is_some() {
-                Vec::new()
-            } else {
-                selected.not_found.clone()
-            },
-        })
     }
 
     pub(crate) fn revive(
@@ -128,7 +150,7 @@ impl Engine {
             record.reason = None;
             self.make_ready_at_tail(Box::new(record));
         }
-        let reply = self.counted(select, &selected, count);
+        let reply = selected.into_reply(count);
         self.offer_all(now, queues.into_iter(), outcome);
         Ok(reply)
     }
@@ -146,7 +168,7 @@ impl Engine {
         for record in &records {
             self.delete_dead(record);
         }
-        Ok(self.counted(select, &selected, records.len()))
+        Ok(selected.into_reply(records.len()))
     }
 
     fn check_queue(&self, origin: &Origin, select: &DeadSelect) -> Result<(), WireError> {
@@ -166,56 +188,55 @@ impl Engine {
         }
     }
 
-    fn need_of_overfull(&self, number: QueueNumber) -> Option<Need> {
-        let queue = self.queues.find(number)?;
-        let excess = queue.record.counters.dead.saturating_sub(queue.dead_max());
-        let max = u32::try_from(excess)
-            .unwrap_or(u32::MAX)
-            .min(OVERFULL_SLICE);
-        (max > 0).then_some(Need::OldestDead { queue: number, max })
+    /// The dead jobs that a queue has too many of, a slice of them.
+    fn surplus_dead(&self, number: QueueNumber, facts: &Facts) -> Result<Vec<Closed>, Need> {
+        let surplus = self.queues.find(number).map_or(0, |queue| {
+            queue.record.counters.dead.saturating_sub(queue.dead_max())
+        });
+        let mut rows = self.oldest_dead(number, OVERFULL_SLICE, facts)?;
+        let surplus = usize::try_from(surplus).unwrap_or(OVERFULL_SLICE);
+        rows.truncate(surplus.min(OVERFULL_SLICE));
+        Ok(rows)
     }
 
     pub(crate) fn needs_of_overfull(&self, facts: &Facts) -> Vec<Need> {
         let mut needs = Vec::new();
-        for need in self
-            .overfull
-            .iter()
-            .filter_map(|queue| self.need_of_overfull(*queue))
-        {
-            match facts.find(&need) {
-                Some(Fact::Closed(rows)) => {
-                    needs.extend(
-                        rows.iter()
-                            .filter_map(|row| self.need_of_job(row.job, false)),
-                    );
+        for number in self.overfull.iter().take(OVERFULL_QUEUES) {
+            match self.surplus_dead(*number, facts) {
+                Ok(rows) => {
+                    let rows = rows.iter();
+                    needs.extend(rows.filter_map(|row| self.need_of_job(row.job, false)));
                 }
-                Some(_) | None => needs.push(need),
+                Err(need) => needs.push(need),
             }
         }
         needs
     }
 
-    /// Deletes the oldest dead jobs of the queues that have too many.
-    pub(crate) fn trim_dead(&mut self, facts: &Facts) {
-        for number in std::mem::take(&mut self.overfull) {
-            let Some(need) = self.need_of_overfull(number) else {
-                continue;
-            };
-            let Some(Fact::Closed(rows)) = facts.find(&need) else {
-                self.overfull.insert(number);
-                continue;
-            };
-            for row in rows {
-                if let Some(record) = self.lookup(row.job, facts)
-                    && record.state == JobState::Dead
-                {
-                    self.delete_dead(&record);
-                }
-            }
-            // What died in the open group is not in the index yet: it is found once that is sealed.
-            if self.need_of_overfull(number).is_some() {
-                self.overfull.insert(number);
+    /// The oldest dead jobs of some of the queues that have too many.
+    pub(crate) fn all_surplus_dead(&self, facts: &Facts) -> Vec<(QueueNumber, Vec<Closed>)> {
+        let queues = self.overfull.iter().take(OVERFULL_QUEUES);
+        let surplus = queues.map(|queue| {
+            let rows = self.surplus_dead(*queue, facts);
+            (*queue, rows.unwrap_or_default())
+        });
+        surplus.collect()
+    }
+
+    /// Deletes dead jobs that a queue has too many of.
+    pub(crate) fn trim_dead(&mut self, number: QueueNumber, rows: &[Closed], facts: &Facts) {
+        for row in rows {
+            if let Some(record) = self.lookup(row.job, facts)
+                && record.state == JobState::Dead
+            {
+                self.delete_dead(&record);
             }
         }
+        self.overfull.remove(&number);
+        self.watch_dead(number);
     }
+}
+
+fn limit_of(select: &DeadSelect) -> usize {
+    select.limit.map_or(ITEMS_MAX, |limit| limit as usize)
 }

@@ -1,7 +1,7 @@
 //! Fetch: jobs are taken in the order that was asked for, each gets a lease; a fetch that finds
 //! none stands in line.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, SessionId, WireError,
@@ -15,7 +15,7 @@ use crate::{
     Engine,
     command::{ConnectionId, Now, Origin, Outcome, Reply},
     facts::{Facts, Need},
-    lease::Lease,
+    lease::{Answer, Lease},
     lease_id,
     records::{GroupNumber, LeaseRecord, QueueNumber},
     waiters::{Ticket, Until, Waiter},
@@ -37,8 +37,8 @@ impl Engine {
     pub(crate) fn needs_of_fetch(&self, origin: &Origin, fetch: &Fetch) -> Vec<Need> {
         let acks = fetch.acks.iter().map(|item| (item.job, item.lease));
         let fails = fetch.fails.iter().map(|item| (item.job, item.lease));
-        let mut needs = self.needs_of_answers(acks, false);
-        needs.extend(self.needs_of_answers(fails, true));
+        let mut needs = self.needs_of_answers(acks, Some(Answer::Ack));
+        needs.extend(self.needs_of_answers(fails, Some(Answer::Fail)));
         let is_strict = fetch.weights.is_empty();
         let mut wanted = fetch.max as usize;
         for (queue, _) in self.candidates(&origin.namespace, fetch) {
@@ -117,7 +117,8 @@ impl Engine {
         if is_carrying {
             grants.after = grants.after.max(self.own_group());
         }
-        if is_answered {
+        // Answers that changed nothing need not wait for anything to be durable.
+        if is_answered || is_carrying && grants.after <= self.durable {
             let body = FetchReply {
                 jobs: grants.jobs,
                 acks,
@@ -172,11 +173,12 @@ impl Engine {
     fn candidates(&self, namespace: &NamespaceName, fetch: &Fetch) -> Vec<(QueueNumber, u32)> {
         let weights = fetch.weights.iter().copied().chain(std::iter::repeat(1));
         let mut candidates: Vec<(QueueNumber, u32)> = Vec::new();
+        let mut known = BTreeSet::new();
+        let is_alone = fetch.queues.len() == 1;
         for (pattern, weight) in fetch.queues.iter().zip(weights) {
             for queue in self.queues.matching(namespace, pattern) {
                 let number = queue.record.number;
-                let is_new = candidates.iter().all(|(known, _)| *known != number);
-                if is_new && !queue.record.paused {
+                if !queue.record.paused && (is_alone || known.insert(number)) {
                     candidates.push((number, weight));
                 }
             }
@@ -320,6 +322,7 @@ impl Engine {
             run.heads -= 1;
             run.leased += 1;
         }
+        self.watch_straggler(place.run, now.mono);
         let deadline = now.wall.plus(timeout_ms);
         let record = LeaseRecord {
             job: id,
@@ -412,20 +415,48 @@ impl Engine {
     }
 
     /// Hands the ready jobs of a queue to those who wait for it, the oldest ticket first.
-    pub(crate) fn offer(&mut self, now: Now, number: QueueNumber, outcome: &mut Outcome) {
-        while let Some(queue) = self.queues.find(number)
-            && !queue.record.paused
-            && let Some(ticket) = queue.waiters.first().copied()
-        {
-            if self.first_window(number).is_none() {
-                let is_unread = queue.windows().any(|(_, window)| window.is_behind);
-                if is_unread {
-                    self.unserved.insert(number);
-                }
-                return;
-            }
+    pub(crate) fn offer(&mut self, now: Now, queue: QueueNumber, outcome: &mut Outcome) {
+        while let Some(ticket) = self.first_in_line(queue) {
             self.end_wait(now, ticket, true, outcome);
         }
+    }
+
+    /// The same for several queues: the oldest ticket of all of them first, since who is woken by
+    /// one queue may take from another.
+    pub(crate) fn offer_all(
+        &mut self,
+        now: Now,
+        queues: impl Iterator<Item = QueueNumber>,
+        outcome: &mut Outcome,
+    ) {
+        let mut queues: BTreeSet<QueueNumber> = queues.collect();
+        loop {
+            let mut oldest: Option<Ticket> = None;
+            queues.retain(|queue| {
+                let ticket = self.first_in_line(*queue);
+                oldest = oldest.into_iter().chain(ticket).min();
+                ticket.is_some()
+            });
+            let Some(ticket) = oldest else { return };
+            self.end_wait(now, ticket, true, outcome);
+        }
+    }
+
+    /// The oldest fetch that can be given a job of this queue now. When the next one must be read
+    /// first, the next tick does that.
+    fn first_in_line(&mut self, number: QueueNumber) -> Option<Ticket> {
+        let queue = self.queues.find(number)?;
+        if queue.record.paused {
+            return None;
+        }
+        let ticket = queue.waiters.first().copied()?;
+        if self.first_window(number).is_some() {
+            return Some(ticket);
+        }
+        if queue.windows().any(|(_, window)| window.is_behind) {
+            self.unserved.insert(number);
+        }
+        None
     }
 
     /// Answers a waiting fetch, with what is there when it `takes` jobs.
@@ -469,6 +500,7 @@ impl Engine {
 
     /// Groups up to this one are durable: what waited only for that is answered.
     pub(crate) fn answer_durable(&mut self, group: GroupNumber, outcome: &mut Outcome) {
+        self.durable = self.durable.max(group);
         if group >= self.reserved_in {
             self.reserved_durably = self.head.reserved;
         }

@@ -4,9 +4,15 @@
 //!
 //! It decides nothing; [`crate::Engine::seal`] turns it into a [`Group`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use ganger_protocol::{JobId, SessionId, Timestamp, job::JobError};
+use ganger_protocol::{
+    JobId, SessionId, Timestamp,
+    job::{JobError, JobState},
+};
 
 use crate::{
     change::Change,
@@ -21,7 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum BlobChange {
     Content(Arc<Content>),
-    Error(Box<JobError>),
+    /// An error, and the parts of an earlier one in its slot.
+    Error(Box<JobError>, u16),
     Delete(u16),
 }
 
@@ -41,6 +48,8 @@ pub(crate) struct OpenGroup {
     /// Where the jobs of a lane that do not live in a run are born: position and next index.
     births: BTreeMap<Lane, (u64, u8)>,
     pub(crate) left: BTreeMap<RunKey, Bits>,
+    /// Sealed runs of which nothing is left. The store has them until this group is sealed.
+    dropped: BTreeSet<RunKey>,
     pub(crate) grants: BTreeMap<JobId, LeaseRecord>,
     pub(crate) jobs: BTreeMap<JobId, Option<Box<JobRecord>>>,
     timers: BTreeMap<Timer, bool>,
@@ -48,7 +57,7 @@ pub(crate) struct OpenGroup {
     sessions: BTreeMap<SessionId, Option<Box<SessionRecord>>>,
     pub(crate) outcomes: BTreeMap<(ProducerNumber, u8), Box<OutcomeRecord>>,
     forgotten: Vec<ProducerNumber>,
-    pub(crate) queues: std::collections::BTreeSet<QueueNumber>,
+    pub(crate) queues: BTreeSet<QueueNumber>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -199,6 +208,18 @@ impl OpenGroup {
         self.closed.insert(row, is_set);
     }
 
+    /// Rows of dead jobs of a queue that this group sets or unsets, the oldest first.
+    pub(crate) fn dead_rows(&self, queue: QueueNumber) -> impl Iterator<Item = (Closed, bool)> {
+        let row = |at, id| Closed {
+            queue,
+            state: JobState::Dead,
+            at: Timestamp(at),
+            job: JobId::from_bytes([id; JobId::BYTES]),
+        };
+        let rows = self.closed.range(row(0, 0)..=row(u64::MAX, u8::MAX));
+        rows.map(|(row, is_set)| (*row, *is_set))
+    }
+
     pub(crate) fn set_session(&mut self, id: SessionId, record: Option<Box<SessionRecord>>) {
         self.operations += 1;
         self.bytes += 256;
@@ -213,7 +234,13 @@ impl OpenGroup {
 
     pub(crate) fn forget_producer(&mut self, producer: ProducerNumber) {
         self.operations += 1;
+        self.outcomes.retain(|(of, _), _| *of != producer);
         self.forgotten.push(producer);
+    }
+
+    /// Whether this group forgets what the store has of a producer.
+    pub(crate) fn forgets(&self, producer: ProducerNumber) -> bool {
+        self.forgotten.contains(&producer)
     }
 
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {
@@ -223,11 +250,14 @@ impl OpenGroup {
             .insert((job, BlobKind::Content), BlobChange::Content(content));
     }
 
-    pub(crate) fn put_error(&mut self, job: JobId, slot: u8, error: Box<JobError>) {
-        self.operations += 1;
+    /// Writes an error into a slot that had one of so many parts before, 0 when it is free.
+    pub(crate) fn put_error(&mut self, job: JobId, slot: u8, error: Box<JobError>, earlier: u16) {
+        self.operations += 1 + usize::from(earlier);
         self.bytes += 64 + error.message.len() + error.backtrace.len();
-        self.blobs
-            .insert((job, BlobKind::Error(slot)), BlobChange::Error(error));
+        self.blobs.insert(
+            (job, BlobKind::Error(slot)),
+            BlobChange::Error(error, earlier),
+        );
     }
 
     pub(crate) fn delete_blob(&mut self, job: JobId, kind: BlobKind, parts: u16) {
@@ -235,6 +265,17 @@ impl OpenGroup {
             self.operations += usize::from(parts);
             self.blobs.insert((job, kind), BlobChange::Delete(parts));
         }
+    }
+
+    pub(crate) fn drop_run(&mut self, run: RunKey) {
+        self.operations += 1;
+        self.left.remove(&run);
+        self.dropped.insert(run);
+    }
+
+    /// Whether a sealed run is gone with this group.
+    pub(crate) fn drops(&self, run: &RunKey) -> bool {
+        self.dropped.contains(run)
     }
 
     pub(crate) fn delete(&mut self, key: Change) {
@@ -245,7 +286,7 @@ impl OpenGroup {
     /// The error that this group wrote into a slot, when it did.
     pub(crate) fn error(&self, job: JobId, slot: u8) -> Option<&JobError> {
         match self.blobs.get(&(job, BlobKind::Error(slot)))? {
-            BlobChange::Error(error) => Some(error),
+            BlobChange::Error(error, _) => Some(error),
             BlobChange::Content(_) | BlobChange::Delete(_) => None,
         }
     }
@@ -280,18 +321,26 @@ impl OpenGroup {
         }));
         changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
         changes.extend(self.outcomes.into_values().map(Change::PutOutcome));
-        changes.extend(
-            self.blobs
-                .into_iter()
-                .map(|((job, kind), blob)| match (kind, blob) {
-                    (BlobKind::Error(slot), BlobChange::Error(error)) => {
-                        Change::PutError(job, slot, error)
+        for ((job, kind), blob) in self.blobs {
+            match (kind, blob) {
+                (BlobKind::Error(slot), BlobChange::Error(error, earlier)) => {
+                    // The parts of a longer error in this slot would stay for ever.
+                    if earlier > 0 {
+                        changes.push(Change::DeleteBlob(job, kind, earlier));
                     }
-                    (_, BlobChange::Content(content)) => Change::PutContent(job, content),
-                    (kind, BlobChange::Delete(parts)) => Change::DeleteBlob(job, kind, parts),
-                    (kind, BlobChange::Error(_)) => Change::DeleteBlob(job, kind, 0),
-                }),
-        );
+                    changes.push(Change::PutError(job, slot, error));
+                }
+                (_, BlobChange::Content(content)) => changes.push(Change::PutContent(job, content)),
+                (_, BlobChange::Delete(parts)) => {
+                    changes.push(Change::DeleteBlob(job, kind, parts));
+                }
+                (
+                    BlobKind::Content | BlobKind::Result | BlobKind::Cursor,
+                    BlobChange::Error(..),
+                ) => {}
+            }
+        }
+        changes.extend(self.dropped.into_iter().map(Change::DeleteRun));
         changes.extend(self.deleted);
         changes
     }

@@ -143,6 +143,7 @@ impl Engine {
             *leased.entry(place.run).or_insert(0_u8) += 1;
         }
         let mut parts = BTreeMap::new();
+        let mut watched = 0;
         for (key, run) in &self.runs {
             let known = |counts: &BTreeMap<_, u8>| counts.get(key).copied().unwrap_or_default();
             if run.heads != known(&heads) || run.leased != known(&leased) {
@@ -150,9 +151,22 @@ impl Engine {
                     "{key:?}: {run:?} does not fit its heads and leases"
                 ));
             }
+            if run.heads == 0 && run.leased == 0 && run.left.count() == 0 {
+                return Err(format!("{key:?} is kept for nothing"));
+            }
+            if run
+                .watched
+                .is_some_and(|at| !self.stragglers.contains(&(at, *key)))
+            {
+                return Err(format!("{key:?} is not watched"));
+            }
+            watched += usize::from(run.watched.is_some());
             for part in &run.acks {
                 *parts.entry(*part).or_insert(0) += 1;
             }
+        }
+        if watched != self.stragglers.len() {
+            return Err("runs that are gone are watched".to_owned());
         }
         match parts == self.acks && heads.keys().all(|run| self.runs.contains_key(run)) {
             true => Ok(()),
@@ -192,6 +206,27 @@ impl Engine {
         match timers <= 1 << 20 {
             true => Ok(()),
             false => Err(format!("{timers} timers in memory")),
+        }
+    }
+
+    /// Checks that an engine without jobs and sessions holds nothing that speaks of them.
+    #[cfg(test)]
+    pub(crate) fn check_drained(&self) -> Result<(), String> {
+        let held = [
+            ("runs", self.runs.len()),
+            ("acks", self.acks.len()),
+            ("lease parts", self.lease_parts.len()),
+            ("leases", self.leases.count()),
+            ("heads", self.queues.heads().0),
+            ("bytes of heads", self.queues.heads().1),
+            ("waiters", self.waiters.count()),
+            ("stragglers", self.stragglers.len()),
+            ("overfull queues", self.overfull.len()),
+            ("sessions", self.sessions.count()),
+        ];
+        match held.iter().find(|(_, count)| *count > 0) {
+            Some((what, count)) => Err(format!("{count} {what} are left")),
+            None => Ok(()),
         }
     }
 }

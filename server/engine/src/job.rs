@@ -84,16 +84,17 @@ impl JobRecord {
         }
     }
 
-    /// Makes room for one more error, and returns its slot.
-    pub(crate) fn next_error_slot(&mut self, parts: u16) -> u8 {
+    /// Makes room for one more error; its slot, and the parts of the one that was there.
+    pub(crate) fn next_error_slot(&mut self, parts: u16) -> (u8, u16) {
         let kept = u8::try_from(self.error_parts.len()).unwrap_or_default();
         let slot = (self.error_first + kept) % 10;
+        let mut earlier = 0;
         if self.error_parts.len() >= ERRORS_KEPT {
-            self.error_parts.remove(0);
+            earlier = self.error_parts.remove(0);
             self.error_first = (self.error_first + 1) % 10;
         }
         self.error_parts.push(parts);
-        slot
+        (slot, earlier)
     }
 
     /// The slots of its errors, the oldest first.
@@ -201,7 +202,8 @@ mod tests {
             content: None,
         };
         let mut record = JobRecord::fresh(place.job_id(0), place, packed);
-        let slots: Vec<u8> = (0..12).map(|parts| record.next_error_slot(parts)).collect();
+        let slots = (0..12).map(|parts| record.next_error_slot(parts).0);
+        let slots: Vec<u8> = slots.collect();
         assert_eq!(slots, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]);
         let kept: Vec<_> = record.error_slots().collect();
         assert_eq!(kept.first(), Some(&(2, 2)));

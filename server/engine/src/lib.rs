@@ -29,6 +29,8 @@ mod invariants;
 pub mod job;
 mod lease;
 mod look;
+#[cfg(test)]
+mod model;
 mod move_job;
 mod push;
 pub mod queue;
@@ -36,6 +38,10 @@ pub mod records;
 mod recover;
 mod schedule;
 mod session;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod time;
 mod waiters;
 mod window;
@@ -55,7 +61,7 @@ use self::{
     command::{Caller, Command, Mono, Now, Origin, Outcome, Reply},
     facts::{Fact, Facts, Need},
     group::OpenGroup,
-    lease::Leases,
+    lease::{Answer, Leases},
     push::Producers,
     queue::Queues,
     records::{
@@ -122,6 +128,8 @@ struct RunState {
     left: Bits,
     /// The records that say so.
     acks: Vec<PartKey>,
+    /// When it is looked at as one whose last entry is leased.
+    watched: Option<Mono>,
 }
 
 /// One shard's state machine.
@@ -134,6 +142,8 @@ pub struct Engine {
     next_number: u64,
     /// Numbers up to here may be given without waiting for their reservation.
     reserved_durably: u64,
+    /// The last group that is durable.
+    durable: GroupNumber,
     /// The group that makes the reservation in `head` durable.
     reserved_in: GroupNumber,
     queues: Queues,
@@ -286,28 +296,29 @@ impl Engine {
             Operation::Push(push) => self.needs_of_push(origin, push, facts),
             Operation::Fetch(fetch) => self.needs_of_fetch(origin, fetch),
             Operation::Ack(ack) => {
-                self.needs_of_answers(ack.leases.iter().map(|item| (item.job, item.lease)), false)
+                let leases = ack.leases.iter().map(|item| (item.job, item.lease));
+                self.needs_of_answers(leases, Some(Answer::Ack))
             }
             Operation::Fail(fail) => {
-                self.needs_of_answers(fail.leases.iter().map(|item| (item.job, item.lease)), true)
+                let leases = fail.leases.iter().map(|item| (item.job, item.lease));
+                self.needs_of_answers(leases, Some(Answer::Fail))
             }
-            Operation::Release(release) => self.needs_of_answers(
-                release.leases.iter().map(|item| (item.job, item.lease)),
-                true,
-            ),
-            Operation::Extend(extend) => self.needs_of_answers(
-                extend.leases.iter().map(|item| (item.job, item.lease)),
-                false,
-            ),
+            Operation::Release(release) => {
+                let leases = release.leases.iter().map(|item| (item.job, item.lease));
+                self.needs_of_answers(leases, Some(Answer::Release))
+            }
+            Operation::Extend(extend) => {
+                let leases = extend.leases.iter().map(|item| (item.job, item.lease));
+                self.needs_of_answers(leases, None)
+            }
             Operation::Goodbye(_) => self.needs_of_session(origin.session),
             Operation::JobGet(get) => {
                 let mut needs: Vec<Need> = self.need_of_job(get.job, true).into_iter().collect();
                 needs.push(Need::Errors(get.job));
                 needs
             }
-            Operation::DeadRevive(select) | Operation::DeadPurge(select) => {
-                self.needs_of_dead(origin, select, facts)
-            }
+            Operation::DeadRevive(select) => self.needs_of_dead(origin, select, true, facts),
+            Operation::DeadPurge(select) => self.needs_of_dead(origin, select, false, facts),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::DeadList(_)
@@ -430,24 +441,29 @@ impl Engine {
         self.group.left.entry(run).or_default().insert(index);
         let is_open = entries.is_some();
         if !is_open && state.left.count() == u32::from(state.entries) {
-            self.group.left.remove(&run);
             self.drop_run(run);
         }
     }
 
     /// Forgets a run of which nothing is left, and the records of acks that spoke only of such.
     fn drop_run(&mut self, run: RunKey) {
-        self.group.delete(Change::DeleteRun(run));
-        for part in self
-            .runs
-            .remove(&run)
-            .map(|state| state.acks)
-            .unwrap_or_default()
-        {
+        self.group.drop_run(run);
+        for part in self.forget_run(run) {
             if count_down(&mut self.acks, part) {
                 self.group.delete(Change::DeleteAcks(part));
             }
         }
+    }
+
+    /// Forgets what was known of a run; the records of acks that spoke of it.
+    fn forget_run(&mut self, run: RunKey) -> Vec<PartKey> {
+        let Some(state) = self.runs.remove(&run) else {
+            return Vec::new();
+        };
+        if let Some(at) = state.watched {
+            self.stragglers.remove(&(at, run));
+        }
+        state.acks
     }
 
     /// Packs what left which runs into parts, and drops the runs of this group that are used up
@@ -464,7 +480,7 @@ impl Engine {
             if state.left.count() == u32::from(state.entries) {
                 // It is used up within its own group: the store never hears of it.
                 group.runs.remove(&run);
-                self.runs.remove(&run);
+                self.forget_run(run);
                 continue;
             }
             rows.push(LeftRun {

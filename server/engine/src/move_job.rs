@@ -55,11 +55,13 @@ impl Engine {
                 StoredJob::Packed { job, .. } => job.clone(),
             },
         };
-        let has_left = self
-            .runs
-            .get(&place.run)
-            .is_some_and(|run| run.left.contains(place.index));
-        (!has_left).then(|| Box::new(JobRecord::fresh(job, place, packed)))
+        (!self.has_left(&place)).then(|| Box::new(JobRecord::fresh(job, place, packed)))
+    }
+
+    /// Whether an entry that a run was written with is no longer in it.
+    fn has_left(&self, place: &Place) -> bool {
+        let run = self.runs.get(&place.run);
+        run.is_some_and(|run| run.left.contains(place.index)) || self.group.drops(&place.run)
     }
 
     fn stored<'a>(&self, job: JobId, facts: &'a Facts) -> Option<&'a StoredJob> {
@@ -97,12 +99,21 @@ impl Engine {
 
     /// When the last entry of a run is leased, it is looked at again after a while.
     pub(crate) fn watch_straggler(&mut self, run: RunKey, now: Mono) {
-        let Some(state) = self.runs.get(&run) else {
+        let Some(state) = self.runs.get_mut(&run) else {
             return;
         };
-        if state.leased == 1 && state.left.count() + 1 == u32::from(state.entries) {
-            self.stragglers.insert((now.plus(STRAGGLER_AFTER), run));
+        let is_unwatched = state.entries > 1 && state.leased == 1 && state.watched.is_none();
+        if is_unwatched && state.left.count() + 1 == u32::from(state.entries) {
+            let at = now.plus(STRAGGLER_AFTER);
+            state.watched = Some(at);
+            self.stragglers.insert((at, run));
         }
+    }
+
+    /// Runs whose last entry has been leased for long.
+    pub(crate) fn stragglers_due(&self, now: Mono, max: usize) -> Vec<(Mono, RunKey)> {
+        let due = self.stragglers.iter().take_while(|(at, _)| *at <= now);
+        due.take(max).copied().collect()
     }
 
     /// The one entry of a run that has not left, when it is leased and lives there.
@@ -155,13 +166,8 @@ impl Engine {
             }
             Next::Dead(reason) => {
                 record.close_as_dead(reason, now.wall);
-                let retention = self
-                    .queues
-                    .find(queue)
-                    .map(crate::queue::Queue::dead_retention);
                 self.group.set_closed(closed_row(&record), true);
-                let at = now.wall.plus(retention.unwrap_or_default());
-                self.set_timer(retention_timer(record.id, at));
+                self.set_timer(retention_timer(record.id, self.retention_end(&record)));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
                 self.group.put_job(record);
                 self.watch_dead(queue);
@@ -235,8 +241,9 @@ impl Engine {
     /// Writes an error into the next slot of a job.
     pub(crate) fn keep_error(&mut self, record: &mut JobRecord, error: JobError) {
         let bytes = 64 + error.kind.len() + error.message.len() + error.backtrace.len();
-        let slot = record.next_error_slot(blob_parts(bytes));
-        self.group.put_error(record.id, slot, Box::new(error));
+        let (slot, earlier) = record.next_error_slot(blob_parts(bytes));
+        self.group
+            .put_error(record.id, slot, Box::new(error), earlier);
     }
 
     /// Deletes a dead job and everything that is kept of it.
@@ -249,15 +256,17 @@ impl Engine {
     /// Takes a closed job out of the index and stops its retention.
     pub(crate) fn unclose(&mut self, record: &JobRecord) {
         self.group.set_closed(closed_row(record), false);
-        let retention = self
-            .queues
-            .find(record.queue)
-            .map(crate::queue::Queue::dead_retention);
-        let at = record
+        self.unset_timer(retention_timer(record.id, self.retention_end(record)));
+    }
+
+    /// Until when a dead job is kept.
+    pub(crate) fn retention_end(&self, record: &JobRecord) -> Timestamp {
+        let queue = self.queues.find(record.queue);
+        let retention = queue.map(crate::queue::Queue::dead_retention);
+        record
             .closed_at
             .unwrap_or_default()
-            .plus(retention.unwrap_or_default());
-        self.unset_timer(retention_timer(record.id, at));
+            .plus(retention.unwrap_or_default())
     }
 
     /// Takes in the next entries of a lane: those of the store and those of the open group.
@@ -351,11 +360,7 @@ impl Engine {
                 (id, HeadJob::Record(record))
             }
         };
-        let has_left = self
-            .runs
-            .get(&place.run)
-            .is_some_and(|run| run.left.contains(place.index));
-        if has_left || self.leases.find(&id).is_some() {
+        if self.has_left(&place) || self.leases.find(&id).is_some() {
             return None;
         }
         let state = self.runs.entry(place.run).or_default();

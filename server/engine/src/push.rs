@@ -97,9 +97,7 @@ impl Engine {
         {
             self.keep_outcome(now, producer, seq, &results, facts);
         }
-        for queue in touched {
-            self.offer(now, queue, outcome);
-        }
+        self.offer_all(now, touched.into_iter(), outcome);
         Ok(ReplyBody::Push(PushReply { results }))
     }
 
@@ -284,6 +282,9 @@ impl Engine {
         if let Some(known) = self.producers.find(producer) {
             return Some(Some(known));
         }
+        if self.group.forgets(producer) {
+            return Some(None);
+        }
         match facts.find(&Need::Producer(producer)) {
             Some(Fact::Producer(newest)) => Some(*newest),
             Some(_) | None => None,
@@ -315,7 +316,7 @@ impl Engine {
             producer: producer.number,
             slot,
         }) {
-            Some(Fact::Outcome(stored)) => stored.as_ref(),
+            Some(Fact::Outcome(stored)) if !self.group.forgets(producer.number) => stored.as_ref(),
             Some(_) | None => None,
         };
         let open = self

@@ -16,7 +16,7 @@ use crate::{
     lease::{Lease, Leases},
     push::Producers,
     queue::Queues,
-    records::{GroupNumber, HeadRecord, PartKey, StoredJob},
+    records::{GroupNumber, HeadRecord, PartKey, Place, StoredJob},
     schedule::Schedule,
     session::{Session, Sessions},
     waiters::Waiters,
@@ -38,6 +38,7 @@ impl Engine {
             random: Random::seeded(options.seed),
             next_number: head.reserved,
             reserved_durably: head.reserved,
+            durable: recovered.group,
             reserved_in: next_group,
             head: HeadRecord {
                 reserved: head.reserved + RESERVED_BLOCK,
@@ -140,8 +141,10 @@ impl Engine {
         row: &RecoveredLease,
     ) -> bool {
         let record = &row.record;
-        let run = self.runs.get(&record.place.run);
-        let has_left = run.is_some_and(|run| run.left.contains(record.place.index));
+        // Whether the job still lives in its run of birth: it may have been granted from another.
+        let birth = Place::of_birth(&record.job);
+        let run = self.runs.get(&birth.run);
+        let has_left = run.is_some_and(|run| run.left.contains(birth.index));
         let (queue, place, has_record, spilled_parts) = match &row.job {
             None => return false,
             Some(StoredJob::Packed { job, .. }) if !has_left => (

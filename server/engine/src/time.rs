@@ -12,10 +12,10 @@ use ganger_protocol::{
 use crate::{
     Engine,
     answer::Verdict,
-    command::{Now, Origin, Outcome, SessionOpened},
+    command::{Mono, Now, Origin, Outcome, SessionOpened},
     facts::{Fact, Facts, Need},
     push::{PRODUCER_IDLE_MAX, idle_timer},
-    records::{ProducerNumber, QueueNumber, SessionRecord, Timer, TimerKind},
+    records::{ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
     schedule,
     session::Session,
 };
@@ -62,12 +62,8 @@ impl Engine {
         }
         let lost = self.sessions.first_lost(now.mono);
         needs.extend(self.needs_of_session(lost));
-        let stragglers = self
-            .stragglers
-            .iter()
-            .take_while(|(at, _)| *at <= now.mono)
-            .take(SLICE);
-        let stragglers = stragglers.filter_map(|(_, run)| self.straggler(*run));
+        let stragglers = self.stragglers_due(now.mono, SLICE).into_iter();
+        let stragglers = stragglers.filter_map(|(_, run)| self.straggler(run));
         needs.extend(stragglers.filter_map(|job| self.need_of_job(job, true)));
         needs.extend(self.needs_of_overfull(facts));
         for number in &self.unserved {
@@ -99,30 +95,47 @@ impl Engine {
     }
 
     pub(crate) fn tick(&mut self, now: Now, facts: &Facts, outcome: &mut Outcome) {
+        // All that is due is looked up first, as `needs_of_tick` did: what one does must not bring
+        // in another whose facts were not read.
+        let timers = self.schedule.due(now.wall, SLICE);
+        let late = self.leases.timed_out(now.mono, SLICE);
+        let lost = self.sessions.first_lost(now.mono);
+        let stragglers = self.stragglers_due(now.mono, SLICE);
+        let surplus = self.all_surplus_dead(facts);
         let mut touched = Vec::new();
-        for timer in self.schedule.due(now.wall, SLICE) {
+        for timer in timers {
             touched.extend(self.fire(now, timer, facts));
         }
-        for job in self.leases.timed_out(now.mono, SLICE) {
+        for job in late {
             self.time_out(now, job, facts, outcome);
         }
-        if let Some(session) = self.sessions.first_lost(now.mono) {
+        if let Some(session) = lost {
             touched.extend(self.lose_session(now, session, facts, outcome));
         }
         for ticket in self.waiters.timed_out(now.mono, SLICE) {
             self.end_wait(now, ticket, false, outcome);
         }
-        while let Some((at, run)) = self.stragglers.first().copied()
-            && at <= now.mono
-        {
-            self.stragglers.pop_first();
-            if let Some(job) = self.straggler(run) {
-                self.move_straggler(job, facts);
-            }
+        for (at, run) in stragglers {
+            self.look_at_straggler(at, run, facts);
         }
-        self.trim_dead(facts);
+        for (queue, rows) in surplus {
+            self.trim_dead(queue, &rows, facts);
+        }
         touched.extend(std::mem::take(&mut self.unserved));
         self.offer_all(now, touched.into_iter(), outcome);
+    }
+
+    /// The last entry of a run has been leased for long: when it still is, it is moved out.
+    fn look_at_straggler(&mut self, at: Mono, run: RunKey, facts: &Facts) {
+        if !self.stragglers.remove(&(at, run)) {
+            return;
+        }
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.watched = None;
+        }
+        if let Some(job) = self.straggler(run) {
+            self.move_straggler(job, facts);
+        }
     }
 
     /// A timer is due; the queue that got a ready job by it.
@@ -141,7 +154,8 @@ impl Engine {
             }
             TimerKind::Retention => {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
-                if record.state == JobState::Dead {
+                // A timer of an earlier death, when the job was revived and died again.
+                if record.state == JobState::Dead && self.retention_end(&record) <= timer.at {
                     self.delete_dead(&record);
                 }
                 None

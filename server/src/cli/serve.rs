@@ -128,7 +128,6 @@ async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliErr
     let ready_file = ready_file.map(ReadyFile::reserve).transpose()?;
     let (tasks, shutdown) = (Tasks::new(), CancellationToken::new());
     watch_signals(&tasks, shutdown.clone())?;
-    let data_dir = config.data_dir.clone();
     let drain_timeout = config.drain_timeout.duration();
     let server = Server::start(&config)?;
     let started = Started {
@@ -138,9 +137,8 @@ async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliErr
     if let Some(file) = &ready_file {
         file.write(&started)?;
     }
-    announce(&started, &data_dir);
+    announce(&started, &config.data_dir);
     server.run_until_drained(shutdown).await?;
-    tracing::info!("stopped");
     // The signal watcher is all that is left.
     let _ = tasks.shutdown(drain_timeout).await;
     Ok(())
@@ -172,7 +170,7 @@ fn watch_signals(tasks: &Tasks, shutdown: CancellationToken) -> Result<(), CliEr
             if shutdown.is_cancelled() {
                 end_at_once();
             }
-            tracing::info!("draining; a second signal ends it at once");
+            tracing::info!("asked to stop; a second signal ends it at once");
             shutdown.cancel();
         }
     });
@@ -200,7 +198,7 @@ fn announce(started: &Started, data_dir: &Path) {
         version = env!("CARGO_PKG_VERSION"),
         listen = %started.listen,
         data_dir = %data_dir.display(),
-        jobs = started.recovered.jobs,
+        jobs = live(&started.recovered),
         queues = started.recovered.queues,
         recovery_ms = started.recovered.recovery_ms,
         "started"
@@ -208,6 +206,11 @@ fn announce(started: &Started, data_dir: &Path) {
     if output::watched() {
         output::note(&banner(started, &data_dir));
     }
+}
+
+/// Jobs that were found, whatever they wait for.
+fn live(recovered: &RecoveredCounts) -> u64 {
+    recovered.jobs.kept()
 }
 
 fn banner(started: &Started, data_dir: &Path) -> String {
@@ -225,7 +228,7 @@ fn banner(started: &Started, data_dir: &Path) -> String {
          push a job   ganger push {url}hello '{{\"name\": \"world\"}}'\n\
          run it       ganger work {url}-q default -- cat\n",
         data_dir.display(),
-        recovered.jobs,
+        live(recovered),
         recovered.queues,
         recovered.recovery_ms,
     )
@@ -252,7 +255,7 @@ impl ReadyFile {
             "pid": std::process::id(),
             "listen": started.listen,
             "web": web,
-            "recovered": { "jobs": started.recovered.jobs, "queues": started.recovered.queues },
+            "recovered": started.recovered,
             "recovery_ms": started.recovered.recovery_ms,
         });
         let mut name = self.0.clone().into_os_string();
@@ -278,13 +281,20 @@ impl Drop for ReadyFile {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use ganger_protocol::response::Counters;
 
     use super::*;
 
     fn started(listen: &str) -> Started {
         let recovered = RecoveredCounts {
-            jobs: 12,
             queues: 3,
+            jobs: Counters {
+                ready: 10,
+                leased: 1,
+                dead: 1,
+                done: 500,
+                ..Counters::default()
+            },
             recovery_ms: 4,
             ..RecoveredCounts::default()
         };
@@ -319,16 +329,12 @@ mod tests {
         file.write(&started("127.0.0.1:5000")).unwrap();
         let ready: serde_json::Value =
             serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        assert_eq!(
-            ready,
-            serde_json::json!({
-                "pid": std::process::id(),
-                "listen": "127.0.0.1:5000",
-                "web": null,
-                "recovered": { "jobs": 12, "queues": 3 },
-                "recovery_ms": 4,
-            })
-        );
+        assert_eq!(ready["pid"], std::process::id());
+        assert_eq!(ready["listen"], "127.0.0.1:5000");
+        assert_eq!(ready["web"], serde_json::Value::Null);
+        assert_eq!(ready["recovered"]["jobs"]["ready"], 10);
+        assert_eq!(ready["recovered"]["queues"], 3);
+        assert_eq!(ready["recovery_ms"], 4);
         assert_eq!(
             fs::read_dir(directory.path()).unwrap().count(),
             1,

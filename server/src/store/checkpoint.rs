@@ -20,9 +20,6 @@ use super::{
     table::{Span, Table},
 };
 
-/// Operations of one slice at most.
-const SLICE_OPERATIONS_MAX: usize = 1000;
-
 /// Whether a checkpoint is through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointProgress {
@@ -45,18 +42,20 @@ pub(super) struct Checkpoint {
 }
 
 impl Store {
-    /// Whether a checkpoint should run: one is on its way, enough was written since the last, or
-    /// anything at all and the caller's clock says that it is time.
+    /// Whether a checkpoint should run: one is on its way, enough was written since the last, the
+    /// log wants room, or anything at all and the caller's clock says that it is time.
     pub fn checkpoint_due(&self, idle_clock_passed: bool) -> bool {
         let durable = self.durable.load(Ordering::Acquire);
         let has_some = self.applied.load(Ordering::Acquire) < durable;
         self.has_checkpoint.load(Ordering::Acquire)
+            || self.log.wants_room()
             || (has_some && idle_clock_passed)
             || self.log_bytes.load(Ordering::Relaxed) >= self.options.checkpoint_bytes
             || self.overlay().bytes() >= self.options.overlay_bytes_max / 2
     }
 
-    /// Does at most 1 000 operations of a checkpoint, and begins one when none
+    /// Does at most [`StoreOptions::slice_operations_max`](super::StoreOptions) operations of a
+    /// checkpoint, and begins one when none
     /// is on its way. Called by one thread.
     ///
     /// # Errors
@@ -64,6 +63,9 @@ impl Store {
     pub fn checkpoint_slice(&self) -> Result<CheckpointProgress, StoreError> {
         self.guarded(|| {
             let mut slot = self.checkpoint();
+            if self.log.wants_room() {
+                self.log.prepare()?;
+            }
             if slot.is_none() {
                 *slot = self.begin_checkpoint()?;
             }
@@ -105,9 +107,10 @@ impl Store {
 
     /// Writes one slice; whether it was the last, which is durable then.
     fn write_slice(&self, checkpoint: &mut Checkpoint) -> Result<bool, StoreError> {
+        let operations_max = self.options.slice_operations_max.max(2);
         if let Some(prefix) = checkpoint.dropped.last() {
-            let rows = self.table.scan(&Span::of(*prefix), SLICE_OPERATIONS_MAX)?;
-            let is_last = rows.len() < SLICE_OPERATIONS_MAX;
+            let rows = self.table.scan(&Span::of(*prefix), operations_max)?;
+            let is_last = rows.len() < operations_max;
             let batch: Vec<_> = rows.into_iter().map(|(key, _)| (key, None)).collect();
             if !batch.is_empty() {
                 self.table.apply(&batch)?;
@@ -119,8 +122,8 @@ impl Store {
         }
         let layer = &checkpoint.layer;
         // One operation is kept for the number of the applied group.
-        let mut batch = layer.slice(checkpoint.after.as_ref(), SLICE_OPERATIONS_MAX - 1);
-        let is_last = batch.len() < SLICE_OPERATIONS_MAX - 1;
+        let mut batch = layer.slice(checkpoint.after.as_ref(), operations_max - 1);
+        let is_last = batch.len() < operations_max - 1;
         checkpoint.after = batch.last().map(|(key, _)| *key).or(checkpoint.after);
         if is_last {
             batch.push(applied_row(layer.last()));
@@ -140,7 +143,6 @@ impl Store {
         self.log_bytes.fetch_sub(log_bytes, Ordering::Relaxed);
         self.has_checkpoint.store(false, Ordering::Release);
         self.log.trim(last)?;
-        self.log.prepare()?;
         Ok(())
     }
 }

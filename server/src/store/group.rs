@@ -56,16 +56,20 @@ pub(super) enum Effect {
 }
 
 impl Physical {
-    /// Encodes a group.
-    pub(super) fn encode(group: &Group) -> Result<Self, StoreError> {
+    /// Encodes a group of about so many bytes.
+    pub(super) fn encode(group: &Group, bytes_hint: usize) -> Result<Self, StoreError> {
         let mut encoder = Encoder {
             group: group.number,
-            body: Vec::with_capacity(group.changes.len() * 64),
+            body: Vec::with_capacity(bytes_hint),
             ops: Vec::with_capacity(group.changes.len() + 4),
             scratch: Vec::new(),
         };
         for change in &group.changes {
             encoder.change(change)?;
+        }
+        // The overlay may keep the whole body for one small value of it.
+        if encoder.body.capacity() / 2 > encoder.body.len() {
+            encoder.body.shrink_to_fit();
         }
         Ok(Self {
             body: Bytes::from(encoder.body),

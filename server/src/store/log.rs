@@ -12,7 +12,10 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -36,6 +39,12 @@ const ALIGNMENT: usize = 8;
 pub const GROUP_BYTES_MAX: usize = 64 << 20;
 
 const MAGIC: [u8; 8] = *b"gangrlog";
+
+/// How much larger each next segment is.
+const GROWTH: u64 = 4;
+
+/// Bytes of zeroes between two syncs of a new file: a sync of the whole would hold up the others.
+const ZEROES_PER_SYNC: u64 = 4 << 20;
 
 /// Segments kept for reuse.
 const SPARES_MAX: usize = 2;
@@ -79,6 +88,9 @@ pub trait Log: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`LogError::Io`].
     fn trim(&self, applied: GroupNumber) -> Result<(), LogError>;
+
+    /// Whether [`prepare`](Self::prepare) has something to do. Waits for nothing.
+    fn wants_room(&self) -> bool;
 
     /// Makes room ahead of need. Takes long, and holds up nothing.
     ///
@@ -151,7 +163,7 @@ pub enum LogError {
 /// How the file log cuts its segments.
 #[derive(Debug, Clone, Copy)]
 pub struct LogOptions {
-    /// Bytes of the first segment; each next one is twice as large.
+    /// Bytes of the first segment; each next one is four times as large.
     pub segment_bytes_first: u64,
     /// Bytes of a segment at most, but for a larger group.
     pub segment_bytes_max: u64,
@@ -173,6 +185,8 @@ pub struct FileLog {
     options: LogOptions,
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
+    /// Whether the current segment is half full and none waits behind it.
+    wants_room: AtomicBool,
 }
 
 /// Groups that wait for the next sync.
@@ -263,6 +277,7 @@ impl FileLog {
             options,
             queue: Mutex::default(),
             writer: Mutex::new(writer),
+            wants_room: AtomicBool::new(false),
         })
     }
 
@@ -334,6 +349,9 @@ impl FileLog {
             file.write_all(zeroes.get(..chunk).unwrap_or_default())
                 .map_err(io_error("filled", &new))?;
             left -= chunk as u64;
+            if left.is_multiple_of(ZEROES_PER_SYNC) {
+                file.sync_data().map_err(io_error("synced", &new))?;
+            }
         }
         file.sync_all().map_err(io_error("synced", &new))?;
         fs::rename(&new, &path).map_err(io_error("named", &path))?;
@@ -465,7 +483,7 @@ impl Log for FileLog {
                 let begin = Begin {
                     last,
                     epoch,
-                    growth: 2,
+                    growth: GROWTH,
                     bytes_min: (SEGMENT_HEADER_BYTES + bytes).next_multiple_of(4096) as u64,
                 };
                 self.begin_segment(&mut writer, &begin)?;
@@ -477,6 +495,8 @@ impl Log for FileLog {
             last = *number;
         }
         writer.write_and_sync(last)?;
+        let wants_room = writer.wanted_spare(&self.options).is_some();
+        self.wants_room.store(wants_room, Ordering::Release);
         Ok(GroupNumber(writer.durable))
     }
 
@@ -510,20 +530,20 @@ impl Log for FileLog {
         Ok(())
     }
 
+    fn wants_room(&self) -> bool {
+        self.wants_room.load(Ordering::Acquire)
+    }
+
     fn prepare(&self) -> Result<(), LogError> {
         let (number, bytes) = {
             let mut writer = lock(&self.writer);
-            let Some(current) = &writer.current else {
+            let wanted = writer.wanted_spare(&self.options);
+            self.wants_room.store(false, Ordering::Release);
+            let Some(bytes) = wanted else {
                 return Ok(());
             };
-            let wanted = (current.segment.bytes * 2).min(self.options.segment_bytes_max);
-            let is_half_full = current.at as u64 * 2 > current.segment.bytes;
-            let has_spare = writer.spares.iter().any(|spare| spare.bytes >= wanted);
-            if has_spare || !is_half_full {
-                return Ok(());
-            }
             writer.spare_number += 1;
-            (writer.spare_number - 1, wanted)
+            (writer.spare_number - 1, bytes)
         };
         let spare = self.make_spare(number, bytes)?;
         lock(&self.writer).spares.push(spare);
@@ -552,6 +572,15 @@ impl Log for FileLog {
 }
 
 impl Writer {
+    /// The size of the spare segment that is missing.
+    fn wanted_spare(&self, options: &LogOptions) -> Option<u64> {
+        let current = self.current.as_ref()?;
+        let wanted = (current.segment.bytes * GROWTH).min(options.segment_bytes_max);
+        let is_half_full = current.at as u64 * 2 > current.segment.bytes;
+        let has_spare = self.spares.iter().any(|spare| spare.bytes >= wanted);
+        (is_half_full && !has_spare).then_some(wanted)
+    }
+
     /// Writes what the current segment has gathered and makes it durable up to `last`.
     fn write_and_sync(&mut self, last: u64) -> Result<(), LogError> {
         let Some(current) = &mut self.current else {

@@ -316,6 +316,10 @@ impl Log for MemoryLog {
         Ok(())
     }
 
+    fn wants_room(&self) -> bool {
+        false
+    }
+
     fn prepare(&self) -> Result<(), LogError> {
         let mut disk = self.lock()?;
         disk.call().map_err(|fault| self.error(fault))

@@ -1,8 +1,8 @@
 //! The store of a shard: the only place that knows keys and bytes on disk.
 //!
-//! Groups go into the [log](log), which is what makes them durable, and into an [overlay](overlay)
-//! in memory; a [checkpoint](checkpoint) carries the net effect of many groups into the
-//! [table](table), behind which the log is trimmed. Reads merge the overlay with the table.
+//! Groups go into the [`log`], which is what makes them durable, and into an overlay in memory; a
+//! checkpoint carries the net effect of many groups into the [`table`], behind which the log is
+//! trimmed. Reads merge the overlay with the table.
 //! What a group means is the engine's business; when to seal, sync and checkpoint, the driver's.
 //!
 //! `docs/STORAGE.md` has everything byte by byte. Next on the path of a group: `group.rs`.
@@ -27,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -56,15 +56,17 @@ pub use self::{checkpoint::CheckpointProgress, coding::Malformed};
 pub struct StoreOptions {
     /// The shard, which is part of the ids of its jobs. Default 0.
     pub shard: u16,
-    /// Bytes that the table may cache; it may take twice as much. Default 64 MiB.
+    /// Bytes that the table may cache; it may take twice as much. Default 32 MiB.
     pub cache_bytes: u64,
     /// How the log cuts its segments.
     pub log: LogOptions,
     /// Bytes of committed changes in memory at which the store is full. A checkpoint is due at
-    /// half of it. Default 64 MiB.
+    /// half of it. Default 32 MiB.
     pub overlay_bytes_max: usize,
-    /// Bytes of log after which a checkpoint is due. Default 32 MiB.
+    /// Bytes of log after which a checkpoint is due. Default 16 MiB.
     pub checkpoint_bytes: u64,
+    /// Operations of one slice of a checkpoint at most, at least 2. Default 1 000.
+    pub slice_operations_max: usize,
     /// Bytes of log behind the last checkpoint at which the store is full. Default 256 MiB.
     pub log_bytes_max: u64,
     /// The secret of a new store; absent means a random one.
@@ -75,10 +77,11 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             shard: 0,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             log: LogOptions::default(),
-            overlay_bytes_max: 64 << 20,
-            checkpoint_bytes: 32 << 20,
+            overlay_bytes_max: 32 << 20,
+            checkpoint_bytes: 16 << 20,
+            slice_operations_max: 1000,
             log_bytes_max: 256 << 20,
             secret: None,
         }
@@ -203,6 +206,8 @@ pub struct Store {
     /// Bytes of groups behind the applied one.
     log_bytes: AtomicU64,
     has_checkpoint: AtomicBool,
+    /// Bytes of the last group.
+    body_bytes: AtomicUsize,
     poison: OnceLock<String>,
     /// Of a store that lies in a directory; dropped last, since it holds the lock.
     directory: Option<(PathBuf, ShardDirectory)>,
@@ -276,6 +281,7 @@ impl Store {
             applied: AtomicU64::new(applied.0),
             log_bytes: AtomicU64::new(log_bytes),
             has_checkpoint: AtomicBool::new(false),
+            body_bytes: AtomicUsize::new(0),
             poison: OnceLock::new(),
             directory: None,
         };
@@ -298,7 +304,11 @@ impl Store {
                     actual: group.number.0,
                 });
             }
-            let physical = Physical::encode(group)?;
+            // Groups of a busy server resemble each other.
+            let hint = self.body_bytes.load(Ordering::Relaxed).min(2 << 20);
+            let physical = Physical::encode(group, hint)?;
+            self.body_bytes
+                .store(physical.body.len() + 64, Ordering::Relaxed);
             self.log_bytes
                 .fetch_add(physical.body.len() as u64, Ordering::Relaxed);
             // First the log, so that whatever the overlay has can be made durable.

@@ -36,8 +36,10 @@ impl SledTable {
     /// # Errors
     /// [`TableError`] when it cannot be opened.
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self, TableError> {
+        await_former(directory)?;
         let db = match open_sled(directory, cache_bytes) {
             Err(TableError::Damaged { .. }) if move_snapshots_aside(directory)? > 0 => {
+                await_former(directory)?;
                 open_sled(directory, cache_bytes)?
             }
             opened => opened?,
@@ -139,6 +141,18 @@ fn open_sled(directory: &Path, cache_bytes: u64) -> Result<sled::Db, TableError>
             .segment_size(512 << 10)
             .open()
     })
+}
+
+/// Waits until the threads of a table that this process had open here have let go of its file,
+/// which they do shortly after it was dropped. sled itself would fail. No other process can have
+/// it: the shard's own lock is held.
+fn await_former(directory: &Path) -> Result<(), TableError> {
+    match File::open(directory.join("db")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => file
+            .and_then(|file| file.lock())
+            .map_err(io_error("locked")),
+    }
 }
 
 /// Renames what sled calls snapshots; it reads its log again without them.

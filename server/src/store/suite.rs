@@ -57,7 +57,11 @@ impl Place for Memory {
 
     fn kill(&self, store: Store) {
         drop(store);
-        self.0.crash(&Crash::default());
+        // What a checkpoint that was cut short wrote may be there.
+        self.0.crash(&Crash {
+            batches_kept: usize::MAX,
+            ..Crash::default()
+        });
     }
 }
 
@@ -68,6 +72,8 @@ fn options() -> StoreOptions {
             segment_bytes_first: 8 << 10,
             segment_bytes_max: 32 << 10,
         },
+        // Checkpoints of several slices, so that a kill can fall between them.
+        slice_operations_max: 4,
         cache_bytes: 4 << 20,
         secret: Some([7; 32]),
         ..StoreOptions::default()

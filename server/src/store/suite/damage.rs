@@ -17,7 +17,7 @@ use super::{
     samples::{run_key, run_of},
 };
 use crate::store::{
-    Store, StoreError,
+    CheckpointProgress, Store, StoreError,
     keys::Key,
     log::LogError,
     memory::{Crash, Fault, MemoryDisk},
@@ -280,7 +280,7 @@ fn fails_at(nth: u64, crash: &Crash) -> bool {
                 changes: vec![
                     Change::PutRun(run_key(number), run_of(2, 2)),
                     // Enough for a checkpoint of several slices.
-                    Change::DeleteBlob(job_id(number, 9), BlobKind::Content, 700),
+                    Change::DeleteBlob(job_id(number, 9), BlobKind::Content, 5),
                     Change::DeleteRun(run_key(number - 1)),
                 ],
             };
@@ -308,13 +308,33 @@ fn fails_at(nth: u64, crash: &Crash) -> bool {
 fn the_log_keeps_what_the_table_has_not_made_durable() {
     let disk = MemoryDisk::new();
     let (store, _) = disk.open(&options()).unwrap();
-    fill(&store, 1, 3);
+    fill(&store, 1, 4);
     // Applied, and then the flush fails.
-    disk.fail_at(1, Fault::Io);
+    disk.fail_at(2, Fault::Io);
+    assert_eq!(store.checkpoint_slice().unwrap(), CheckpointProgress::More);
     let error = store.checkpoint_slice().unwrap_err();
     assert!(matches!(error, StoreError::Table(TableError::Io { .. })));
     disk.crash(&Crash::default());
     let (store, recovered) = disk.open(&options()).unwrap();
-    assert_eq!(recovered.group, GroupNumber(3));
-    assert!((1..=3).all(|position| find(&store, position, 0).is_some()));
+    assert_eq!(recovered.group, GroupNumber(4));
+    assert!((1..=4).all(|position| find(&store, position, 0).is_some()));
+}
+
+#[test]
+fn a_deletion_behind_a_checkpoint_that_was_cut_short_is_not_forgotten() {
+    super::each(|place| {
+        let (store, _) = place.open();
+        let runs = (1..20).map(|at| Change::PutRun(run_key(at), run_of(1, 1)));
+        commit(&store, 1, runs.collect());
+        // The first slice has some of the runs, and does not say so.
+        assert_eq!(store.checkpoint_slice().unwrap(), CheckpointProgress::More);
+        let gone = (1..20).map(|at| Change::DeleteRun(run_key(at)));
+        commit(&store, 2, gone.collect());
+        store.sync().unwrap();
+        place.kill(store);
+        let (store, _) = place.open();
+        assert!((1..20).all(|at| find(&store, at, 0).is_none()));
+        checkpoint(&store);
+        assert!((1..20).all(|at| find(&store, at, 0).is_none()));
+    });
 }

@@ -46,7 +46,7 @@ impl Model {
             number: GroupNumber(number),
             changes: changes.to_vec(),
         };
-        let physical = Physical::encode(&group).unwrap();
+        let physical = Physical::encode(&group, 0).unwrap();
         let mut rows = self.0.last().unwrap().clone();
         for op in physical.ops {
             match op.effect {

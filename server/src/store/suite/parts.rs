@@ -65,10 +65,7 @@ fn append(log: &dyn Log, epoch: u64, numbers: std::ops::RangeInclusive<u64>) {
 fn numbers(log: &dyn Log, applied: u64) -> Vec<u64> {
     let mut numbers = Vec::new();
     let last = log.read_from(GroupNumber(applied), &mut |number, body| {
-        assert_eq!(
-            usize::from(body[0]),
-            usize::try_from(number.0 % 256).unwrap()
-        );
+        assert_eq!(u64::from(body[0]), number.0 % 256);
         assert_eq!(body.len(), 500);
         numbers.push(number.0);
         Ok(())

@@ -32,6 +32,8 @@ fn fits(body: &[u8]) -> bool {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
     fn contents(content in any_content(), at: usize) {
         let body = body(|out| records::put_content(out, &content));

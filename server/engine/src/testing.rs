@@ -1,0 +1,880 @@
+//! Support for tests: a store in memory that applies sealed groups and answers needs from them, as
+//! the real one does, and a [`World`] that drives an engine over it.
+//!
+//! The store keeps blobs in parts, so that a part which nobody deletes is found at the end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ganger_protocol::{
+    DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp, WireError,
+    job::{GrantedJob, JobError, JobState, JobView},
+    request::{
+        Ack, AckItem, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat,
+        JobGet, LeaseRef, Operation, Push, QueueList, QueueNames, Release, ReleaseItem, Resume,
+        SessionHello,
+    },
+    response::{
+        CountReply, Counters, FetchReply, HeartbeatReply, LeaseResult, Notice, PushResult,
+        ReplyBody,
+    },
+};
+
+use crate::{
+    Engine, HeadBudget, Options,
+    change::{Change, Group},
+    command::{
+        Caller, Command, ConnectionId, Mono, Now, Origin, Outcome, Producer, Reply, SessionOpened,
+    },
+    facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease},
+    records::{
+        BlobKind, Closed, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
+        LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
+        QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer,
+        TimerKind, blob_parts,
+    },
+};
+
+/// What a part of a blob holds; all but the first only take up room.
+#[derive(Debug, Clone, PartialEq)]
+enum Part {
+    Content(Arc<Content>),
+    Error(Box<JobError>),
+    Rest,
+}
+
+/// What the store has after some groups.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Store {
+    group: GroupNumber,
+    head: Option<HeadRecord>,
+    runs: BTreeMap<RunKey, (GroupNumber, Run)>,
+    acks: BTreeMap<PartKey, Vec<LeftRun>>,
+    leases: BTreeMap<PartKey, Vec<LeaseRecord>>,
+    pub(crate) jobs: BTreeMap<JobId, JobRecord>,
+    pub(crate) timers: BTreeSet<Timer>,
+    closed: BTreeSet<Closed>,
+    sessions: BTreeMap<SessionId, SessionRecord>,
+    outcomes: BTreeMap<(ProducerNumber, u8), OutcomeRecord>,
+    queues: BTreeMap<QueueNumber, QueueRecord>,
+    blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
+}
+
+impl Store {
+    /// What is there after these groups.
+    pub(crate) fn after(groups: &[Group]) -> Self {
+        let mut store = Self::default();
+        for group in groups {
+            store.apply(group);
+        }
+        store
+    }
+
+    pub(crate) fn apply(&mut self, group: &Group) {
+        assert_eq!(group.number.0, self.group.0 + 1, "groups follow each other");
+        self.group = group.number;
+        for change in group.changes.iter().cloned() {
+            self.change(change);
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::PutRun(key, mut run) => {
+                let bytes: usize = run.entries.iter().map(Entry::bound_bytes).sum();
+                assert!(!run.entries.is_empty() && run.entries.len() <= RUN_ENTRIES_MAX);
+                assert!(bytes <= RUN_BYTES_MAX || run.entries.len() == 1, "{bytes}");
+                for entry in &mut run.entries {
+                    if let Entry::Job(job) = entry
+                        && job.spilled_parts > 0
+                    {
+                        job.content = None;
+                    }
+                }
+                let before = self.runs.insert(key, (self.group, run));
+                assert!(before.is_none(), "a run is immutable");
+            }
+            Change::DeleteRun(key) => {
+                assert!(self.runs.remove(&key).is_some(), "{key:?} is not there");
+            }
+            Change::PutAcks(key, rows) => {
+                assert!(!rows.is_empty());
+                self.acks.insert(key, rows);
+            }
+            Change::DeleteAcks(key) => assert!(self.acks.remove(&key).is_some(), "{key:?}"),
+            Change::PutLeases(key, rows) => {
+                assert!(!rows.is_empty());
+                self.leases.insert(key, rows);
+            }
+            Change::DeleteLeases(key) => assert!(self.leases.remove(&key).is_some(), "{key:?}"),
+            Change::PutJob(mut record) => {
+                if record.spilled_parts > 0 {
+                    record.content = None;
+                } else {
+                    assert!(record.content.is_some(), "a content is lost");
+                }
+                record.group = self.group;
+                self.jobs.insert(record.id, *record);
+            }
+            Change::DeleteJob(id) => {
+                self.jobs.remove(&id);
+            }
+            Change::PutTimer(timer) => {
+                self.timers.insert(timer);
+            }
+            Change::DeleteTimer(timer) => {
+                self.timers.remove(&timer);
+            }
+            Change::PutClosed(row) => {
+                self.closed.insert(row);
+            }
+            Change::DeleteClosed(row) => {
+                self.closed.remove(&row);
+            }
+            Change::PutSession(record) => {
+                self.sessions.insert(record.id, *record);
+            }
+            Change::DeleteSession(id) => {
+                self.sessions.remove(&id);
+            }
+            Change::PutOutcome(outcome) => {
+                let slot = u8::try_from(outcome.seq % 256).unwrap();
+                self.outcomes.insert((outcome.producer, slot), *outcome);
+            }
+            Change::DeleteOutcomes(producer) => {
+                self.outcomes.retain(|(of, _), _| *of != producer);
+            }
+            Change::PutQueue(record) => {
+                self.queues.insert(record.number, *record);
+            }
+            Change::PutContent(job, content) => {
+                let parts = blob_parts(content.bound_bytes());
+                self.put_blob(job, BlobKind::Content, parts, Part::Content(content));
+            }
+            Change::PutError(job, slot, error) => {
+                let bytes = 64 + error.kind.len() + error.message.len() + error.backtrace.len();
+                let kind = BlobKind::Error(slot);
+                self.put_blob(job, kind, blob_parts(bytes), Part::Error(error));
+            }
+            Change::DeleteBlob(job, kind, parts) => {
+                for part in 0..parts {
+                    self.blobs.remove(&(job, kind, part));
+                }
+            }
+            Change::PutHead(head) => self.head = Some(head),
+        }
+    }
+
+    fn put_blob(&mut self, job: JobId, kind: BlobKind, parts: u16, first: Part) {
+        self.blobs.insert((job, kind, 0), first);
+        for part in 1..parts {
+            self.blobs.insert((job, kind, part), Part::Rest);
+        }
+    }
+
+    pub(crate) fn answer(&self, need: &Need) -> Fact {
+        match need {
+            Need::Job { job, content } => Fact::Job(self.job(*job, *content)),
+            Need::Errors(job) => Fact::Errors(self.errors(*job)),
+            Need::Heads {
+                lane,
+                after,
+                entries_max,
+                bytes_max,
+            } => Fact::Heads(self.heads(*lane, *after, *entries_max, *bytes_max)),
+            Need::Timers { after, max } => {
+                let behind = self.timers.iter().filter(|timer| Some(**timer) > *after);
+                let max = *max as usize;
+                let timers: Vec<Timer> = behind.clone().take(max).copied().collect();
+                let at_end = behind.count() <= max;
+                Fact::Timers { timers, at_end }
+            }
+            Need::Producer(producer) => {
+                let slots = (*producer, 0)..=(*producer, u8::MAX);
+                let newest = self.outcomes.range(slots).map(|(_, outcome)| outcome);
+                let newest = newest.max_by_key(|outcome| outcome.seq);
+                Fact::Producer(newest.map(|outcome| (outcome.seq, outcome.at)))
+            }
+            Need::Outcome { producer, slot } => {
+                Fact::Outcome(self.outcomes.get(&(*producer, *slot)).cloned())
+            }
+            Need::OldestDead { queue, max } => {
+                let rows = self.closed.iter();
+                let rows = rows.filter(|row| row.queue == *queue && row.state == JobState::Dead);
+                Fact::Closed(rows.take(*max as usize).copied().collect())
+            }
+        }
+    }
+
+    fn content(&self, job: JobId) -> Option<Arc<Content>> {
+        match self.blobs.get(&(job, BlobKind::Content, 0))? {
+            Part::Content(content) => Some(Arc::clone(content)),
+            Part::Error(_) | Part::Rest => None,
+        }
+    }
+
+    fn job(&self, job: JobId, content: bool) -> Option<StoredJob> {
+        if let Some(record) = self.record(job, content) {
+            return Some(StoredJob::Record(Box::new(record)));
+        }
+        let place = Place::of_birth(&job);
+        let (group, run) = self.runs.get(&place.run)?;
+        match run.entries.get(usize::from(place.index))? {
+            Entry::Job(packed) => Some(StoredJob::Packed {
+                group: *group,
+                run_entries: u8::try_from(run.entries.len()).unwrap(),
+                job: self.packed(job, packed, content),
+            }),
+            Entry::Reference(_) => None,
+        }
+    }
+
+    fn record(&self, job: JobId, content: bool) -> Option<JobRecord> {
+        let mut record = self.jobs.get(&job)?.clone();
+        if record.spilled_parts > 0 && content {
+            record.content = self.content(job);
+        }
+        Some(record)
+    }
+
+    fn packed(&self, job: JobId, packed: &PackedJob, content: bool) -> PackedJob {
+        let mut packed = packed.clone();
+        if packed.spilled_parts > 0 && content {
+            packed.content = self.content(job);
+        }
+        packed
+    }
+
+    fn errors(&self, job: JobId) -> Vec<JobError> {
+        let slots = self
+            .jobs
+            .get(&job)
+            .into_iter()
+            .flat_map(JobRecord::error_slots);
+        let parts = slots.map(|(slot, _)| self.blobs.get(&(job, BlobKind::Error(slot), 0)));
+        let errors = parts.map(|part| match part {
+            Some(Part::Error(error)) => (**error).clone(),
+            other => panic!("{job:?} misses an error: {other:?}"),
+        });
+        errors.collect()
+    }
+
+    fn heads(
+        &self,
+        lane: Lane,
+        after: Option<(u64, u8)>,
+        entries_max: u32,
+        bytes_max: u32,
+    ) -> Heads {
+        let key = |position| RunKey { lane, position };
+        let first = after.map_or(0, |(position, _)| position);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for (run, (group, record)) in self.runs.range(key(first)..=key(u64::MAX)) {
+            let mut here = Vec::new();
+            for (entry, index) in record.entries.iter().zip(0_u8..) {
+                if after.is_some_and(|after| (run.position, index) <= after) {
+                    continue;
+                }
+                let place = Place { run: *run, index };
+                let entry = match entry {
+                    Entry::Job(packed) => {
+                        HeadEntry::Packed(self.packed(place.job_id(0), packed, true))
+                    }
+                    Entry::Reference(id) => {
+                        HeadEntry::Reference(*id, self.record(*id, true).map(Box::new))
+                    }
+                };
+                let content = match &entry {
+                    HeadEntry::Packed(packed) => packed.content.as_ref(),
+                    HeadEntry::Reference(_, record) => {
+                        record.as_ref().and_then(|record| record.content.as_ref())
+                    }
+                };
+                bytes += content.map_or(0, |content| content.bound_bytes());
+                here.push(HeadRow {
+                    place,
+                    run_entries: u8::try_from(record.entries.len()).unwrap(),
+                    group: *group,
+                    entry,
+                });
+            }
+            if here.is_empty() {
+                continue;
+            }
+            if !rows.is_empty()
+                && (rows.len() >= entries_max as usize || bytes > bytes_max as usize)
+            {
+                return Heads {
+                    rows,
+                    at_end: false,
+                };
+            }
+            rows.extend(here);
+        }
+        Heads { rows, at_end: true }
+    }
+
+    /// What the store finds when it is opened.
+    pub(crate) fn recovered(&self) -> Recovered {
+        let acks = self.acks.iter().map(|(key, rows)| {
+            let rows = rows.iter().filter(|row| self.runs.contains_key(&row.run));
+            (*key, rows.copied().collect())
+        });
+        let leases = self.leases.iter().map(|(key, rows)| {
+            let rows = rows.iter().map(|record| RecoveredLease {
+                record: *record,
+                job: self.job(record.job, false),
+                run_entries: self
+                    .runs
+                    .get(&record.place.run)
+                    .map_or(0, |(_, run)| u8::try_from(run.entries.len()).unwrap()),
+            });
+            (*key, rows.collect())
+        });
+        Recovered {
+            group: self.group,
+            head: self.head,
+            queues: self.queues.values().cloned().collect(),
+            sessions: self.sessions.values().cloned().collect(),
+            acks: acks.collect(),
+            leases: leases.collect(),
+        }
+    }
+
+    /// What is left when no job is kept any more: nothing but queues, producers and sessions.
+    pub(crate) fn check_empty(&self) {
+        assert_eq!(self.runs.len(), 0, "runs: {:?}", self.runs);
+        assert_eq!(self.acks.len(), 0, "acks: {:?}", self.acks);
+        assert_eq!(self.leases.len(), 0, "leases: {:?}", self.leases);
+        assert_eq!(self.jobs.len(), 0, "jobs: {:?}", self.jobs);
+        assert_eq!(self.closed.len(), 0, "closed: {:?}", self.closed);
+        assert_eq!(self.blobs.len(), 0, "blobs: {:?}", self.blobs.keys());
+        let timers = self.timers.iter();
+        let of_jobs: Vec<_> = timers
+            .filter(|timer| timer.what != TimerKind::ProducerIdle)
+            .collect();
+        assert!(of_jobs.is_empty(), "{of_jobs:?}");
+    }
+
+    pub(crate) fn outcomes(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Runs, records of acks, records of leases.
+    pub(crate) fn packed_records(&self) -> (usize, usize, usize) {
+        (self.runs.len(), self.acks.len(), self.leases.len())
+    }
+}
+
+/// An engine, its store, and clocks that stand still until they are moved.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+    pub(crate) groups: Vec<Group>,
+    /// The last durable group.
+    pub(crate) durable: GroupNumber,
+    pub(crate) now: Now,
+    options: Options,
+    namespace: NamespaceName,
+    requests: u64,
+    /// Replies that were not taken yet.
+    pub(crate) replies: Vec<Reply>,
+    pub(crate) notices: Vec<(ConnectionId, Notice)>,
+}
+
+/// Wall time at which every world begins.
+pub(crate) const BEGIN: Timestamp = Timestamp(1_700_000_000_000);
+
+/// The connection of a producer in tests; sessions have the connection of their own number.
+pub(crate) const PRODUCER: ConnectionId = ConnectionId(0);
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(small())
+    }
+
+    pub(crate) fn with(options: Options) -> Self {
+        let now = Now {
+            wall: BEGIN,
+            mono: Mono(1_000),
+        };
+        let mut world = Self {
+            engine: Engine::open(now, options.clone(), Recovered::default()),
+            store: Store::default(),
+            groups: Vec::new(),
+            durable: GroupNumber(0),
+            now,
+            options,
+            namespace: NamespaceName::default(),
+            requests: 0,
+            replies: Vec::new(),
+            notices: Vec::new(),
+        };
+        world.commit();
+        world
+    }
+
+    /// Runs something as another namespace.
+    pub(crate) fn within<T>(&mut self, namespace: &str, act: impl FnOnce(&mut Self) -> T) -> T {
+        let other = namespace.parse().unwrap();
+        let before = std::mem::replace(&mut self.namespace, other);
+        let result = act(self);
+        self.namespace = before;
+        result
+    }
+
+    /// Applies a command as the driver does: reads what it needs until it needs nothing.
+    pub(crate) fn step(&mut self, command: Command) -> Option<SessionOpened> {
+        let mut facts = Facts::default();
+        for round in 0.. {
+            assert!(round < 10_000, "{command:?} never stops asking");
+            let needs = self.engine.needs(self.now, &command, &facts);
+            if needs.is_empty() {
+                break;
+            }
+            for need in needs {
+                let fact = self.store.answer(&need);
+                match need {
+                    Need::Heads { .. } | Need::Timers { .. } => self.engine.inform(&need, &fact),
+                    _ => {}
+                }
+                facts.insert(need, fact);
+            }
+        }
+        let outcome = self.engine.apply(self.now, command.clone(), &facts);
+        if let Err(broken) = self.engine.check_invariants() {
+            panic!("{broken}\nafter {command:?}");
+        }
+        self.take_in(outcome)
+    }
+
+    fn take_in(&mut self, outcome: Outcome) -> Option<SessionOpened> {
+        for reply in outcome.replies {
+            let open = self.engine.open_group();
+            assert!(reply.after <= open, "a reply waits for what is not yet");
+            assert!(
+                reply.after < open || self.engine.is_awaited(),
+                "nobody would sync the group of {reply:?}"
+            );
+            let is_new = self.replies.iter().all(|it| it.caller != reply.caller);
+            assert!(is_new, "answered twice: {reply:?}");
+            self.replies.push(reply);
+        }
+        self.notices.extend(outcome.notices);
+        outcome.session
+    }
+
+    /// Seals the open group into the store, without making it durable.
+    pub(crate) fn seal(&mut self) {
+        if let Some(group) = self.engine.seal(self.now) {
+            self.store.apply(&group);
+            self.groups.push(group);
+        }
+        if let Err(broken) = self.engine.check_invariants() {
+            panic!("{broken}\nafter a seal");
+        }
+    }
+
+    /// Makes everything sealed durable and says so.
+    pub(crate) fn sync(&mut self) {
+        self.durable = GroupNumber(self.groups.len() as u64);
+        self.step(Command::Durable(self.durable));
+    }
+
+    pub(crate) fn commit(&mut self) {
+        self.seal();
+        self.sync();
+    }
+
+    /// Stops after a group and opens again; what came behind it is lost.
+    pub(crate) fn crash_after(&mut self, group: GroupNumber) {
+        assert!(group >= self.durable, "what is durable stays");
+        self.groups.truncate(usize::try_from(group.0).unwrap());
+        self.store = Store::after(&self.groups);
+        self.now.mono = Mono(1_000);
+        self.engine = Engine::open(self.now, self.options.clone(), self.store.recovered());
+        self.durable = group;
+        self.replies.clear();
+        self.notices.clear();
+        self.engine.check_invariants().unwrap();
+    }
+
+    /// Stops in order and opens again.
+    pub(crate) fn reopen(&mut self) {
+        self.commit();
+        self.crash_after(self.durable);
+        self.commit();
+    }
+
+    /// Moves both clocks, and ticks once when the time is over.
+    pub(crate) fn pass(&mut self, time: DurationMs) {
+        self.now.wall = self.now.wall.plus(time);
+        self.now.mono = self.now.mono.plus(time);
+        self.tick();
+    }
+
+    /// Moves both clocks from deadline to deadline, as a driver that is never late.
+    pub(crate) fn live(&mut self, time: DurationMs) {
+        let end = self.now.mono.plus(time);
+        for round in 0.. {
+            assert!(round < 100_000, "busy without progress");
+            self.tick();
+            let rest = end.since(self.now.mono);
+            let step = self.engine.next_wakeup(self.now).unwrap_or(rest).min(rest);
+            self.now.wall = self.now.wall.plus(step);
+            self.now.mono = self.now.mono.plus(step);
+            if rest == DurationMs::ZERO {
+                return;
+            }
+        }
+    }
+
+    /// Ticks until nothing more is due now.
+    pub(crate) fn tick(&mut self) {
+        for round in 0.. {
+            assert!(round < 100_000, "busy without progress");
+            self.step(Command::Tick);
+            if self.engine.next_wakeup(self.now) != Some(DurationMs::ZERO) {
+                return;
+            }
+        }
+    }
+
+    fn origin(&mut self, connection: ConnectionId, session: Option<SessionId>) -> Origin {
+        self.requests += 1;
+        Origin {
+            caller: Caller {
+                connection,
+                request: self.requests,
+            },
+            namespace: self.namespace.clone(),
+            session,
+            producer: None,
+        }
+    }
+
+    /// Sends a request; its reply is in [`World::replies`] once it is there.
+    pub(crate) fn send(&mut self, session: Option<SessionId>, operation: Operation) -> Caller {
+        let connection = session.map_or(PRODUCER, |id| ConnectionId(id.0));
+        let origin = self.origin(connection, session);
+        let caller = origin.caller;
+        self.step(Command::Request(origin, operation));
+        caller
+    }
+
+    /// The reply to a request, when there is one.
+    pub(crate) fn reply(&mut self, caller: Caller) -> Option<Reply> {
+        let nth = self.replies.iter().position(|it| it.caller == caller)?;
+        Some(self.replies.remove(nth))
+    }
+
+    fn ask(
+        &mut self,
+        session: Option<SessionId>,
+        operation: Operation,
+    ) -> Result<ReplyBody, WireError> {
+        let caller = self.send(session, operation);
+        self.reply(caller).expect("answered at once").result
+    }
+
+    pub(crate) fn push_as(
+        &mut self,
+        producer: Option<Producer>,
+        push: Push,
+    ) -> Result<Vec<PushResult>, WireError> {
+        let origin = Origin {
+            producer,
+            ..self.origin(PRODUCER, None)
+        };
+        let caller = origin.caller;
+        self.step(Command::Request(origin, Operation::Push(push)));
+        match self.reply(caller).expect("a push is answered").result? {
+            ReplyBody::Push(reply) => Ok(reply.results),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn push_all(&mut self, jobs: Vec<JobSpec>) -> Vec<JobId> {
+        let push = Push {
+            jobs,
+            atomic: false,
+            seq: None,
+        };
+        let results = self.push_as(None, push).unwrap();
+        results
+            .into_iter()
+            .map(|result| result.id.unwrap())
+            .collect()
+    }
+
+    pub(crate) fn push(&mut self, job: JobSpec) -> JobId {
+        self.push_all(vec![job])[0]
+    }
+
+    pub(crate) fn open(&mut self, hello: SessionHello, connection: u64) -> SessionOpened {
+        let origin = self.origin(ConnectionId(connection), None);
+        self.step(Command::OpenSession { origin, hello }).unwrap()
+    }
+
+    /// A worker's session, its connection of the same number.
+    pub(crate) fn worker(&mut self) -> SessionId {
+        let opened = self.open(SessionHello::default(), u64::MAX);
+        self.resume(opened.id, &[]).id
+    }
+
+    pub(crate) fn resume(&mut self, id: SessionId, held: &[LeaseRef]) -> SessionOpened {
+        let hello = SessionHello {
+            resume: Some(Resume {
+                id,
+                secret: String::new(),
+                held: held.to_vec(),
+            }),
+            ..SessionHello::default()
+        };
+        self.open(hello, id.0)
+    }
+
+    pub(crate) fn fetch_reply(&mut self, worker: SessionId, fetch: Fetch) -> FetchReply {
+        fetched(self.ask(Some(worker), Operation::Fetch(fetch)))
+    }
+
+    /// Fetches up to so many jobs without waiting.
+    pub(crate) fn fetch(&mut self, worker: SessionId, queue: &str, max: u32) -> Vec<GrantedJob> {
+        self.fetch_reply(worker, fetch_of(&[queue], max)).jobs
+    }
+
+    /// Stands in line.
+    pub(crate) fn wait(&mut self, worker: SessionId, queues: &[&str]) -> Caller {
+        let fetch = Fetch {
+            wait_ms: DurationMs(10_000),
+            ..fetch_of(queues, 1)
+        };
+        self.send(Some(worker), Operation::Fetch(fetch))
+    }
+
+    /// The jobs of a fetch that has waited, when it was answered.
+    pub(crate) fn waited(&mut self, caller: Caller) -> Option<Vec<GrantedJob>> {
+        let reply = self.reply(caller)?;
+        Some(fetched(reply.result).jobs)
+    }
+
+    fn lease_result(&mut self, worker: SessionId, operation: Operation) -> LeaseResult {
+        match self.ask(Some(worker), operation) {
+            Ok(ReplyBody::Lease(reply)) => reply.results[0].clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn ack(&mut self, worker: SessionId, job: &GrantedJob) -> LeaseResult {
+        self.ack_pair(worker, job.id, job.lease)
+    }
+
+    pub(crate) fn ack_pair(
+        &mut self,
+        worker: SessionId,
+        job: JobId,
+        lease: LeaseId,
+    ) -> LeaseResult {
+        let leases = vec![ack_item(job, lease)];
+        self.lease_result(worker, Operation::Ack(Ack { leases }))
+    }
+
+    pub(crate) fn fail(&mut self, worker: SessionId, job: &GrantedJob) -> LeaseResult {
+        self.fail_with(worker, fail_item(job.id, job.lease))
+    }
+
+    pub(crate) fn fail_with(&mut self, worker: SessionId, item: FailItem) -> LeaseResult {
+        self.lease_result(worker, Operation::Fail(Fail { leases: vec![item] }))
+    }
+
+    pub(crate) fn release(
+        &mut self,
+        worker: SessionId,
+        job: &GrantedJob,
+        delay_ms: Option<DurationMs>,
+    ) -> LeaseResult {
+        let leases = vec![ReleaseItem {
+            job: job.id,
+            lease: job.lease,
+            delay_ms,
+        }];
+        self.lease_result(worker, Operation::Release(Release { leases }))
+    }
+
+    pub(crate) fn extend(
+        &mut self,
+        worker: SessionId,
+        job: &GrantedJob,
+        ms: DurationMs,
+    ) -> LeaseResult {
+        let leases = vec![ExtendItem {
+            job: job.id,
+            lease: job.lease,
+            ms,
+        }];
+        self.lease_result(worker, Operation::Extend(Extend { leases }))
+    }
+
+    pub(crate) fn heartbeat(&mut self, worker: SessionId) -> Result<HeartbeatReply, WireError> {
+        match self.ask(Some(worker), Operation::Heartbeat(Heartbeat {}))? {
+            ReplyBody::Heartbeat(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn goodbye(&mut self, worker: SessionId) {
+        self.ask(Some(worker), Operation::Goodbye(Goodbye {}))
+            .unwrap();
+    }
+
+    pub(crate) fn look(&mut self, job: JobId) -> Option<JobView> {
+        match self.ask(None, Operation::JobGet(JobGet { job })) {
+            Ok(ReplyBody::Job(view)) => Some(*view),
+            Ok(other) => panic!("{other:?}"),
+            Err(_not_found) => None,
+        }
+    }
+
+    pub(crate) fn state(&mut self, job: JobId) -> Option<JobState> {
+        self.look(job).map(|view| view.state)
+    }
+
+    pub(crate) fn revive(&mut self, select: DeadSelect) -> CountReply {
+        match self.ask(None, Operation::DeadRevive(select)) {
+            Ok(ReplyBody::Count(reply)) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn purge(&mut self, select: DeadSelect) -> CountReply {
+        match self.ask(None, Operation::DeadPurge(select)) {
+            Ok(ReplyBody::Count(reply)) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn pause(&mut self, queue: &str) {
+        let queues = vec![queue.parse().unwrap()];
+        self.ask(None, Operation::QueuePause(QueueNames { queues }))
+            .unwrap();
+    }
+
+    pub(crate) fn unpause(&mut self, queue: &str) {
+        let queues = vec![queue.parse().unwrap()];
+        self.ask(None, Operation::QueueResume(QueueNames { queues }))
+            .unwrap();
+    }
+
+    pub(crate) fn counters(&mut self, queue: &str) -> Counters {
+        let pattern = Some(queue.parse().unwrap());
+        match self.ask(None, Operation::QueueList(QueueList { pattern })) {
+            Ok(ReplyBody::Queues(reply)) => reply.queues[0].counters,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A worker fails a job once with an order that leaves it dead.
+    pub(crate) fn kill(&mut self, worker: SessionId, queue: &str) -> JobId {
+        let job = self.fetch(worker, queue, 1).remove(0);
+        let item = FailItem {
+            dead: true,
+            ..fail_item(job.id, job.lease)
+        };
+        assert_eq!(self.fail_with(worker, item).state, Some(JobState::Dead));
+        job.id
+    }
+}
+
+/// Options with little memory for settled leases, so that tests start fast.
+pub(crate) fn small() -> Options {
+    Options {
+        settled_max: 4096,
+        ..Options::default()
+    }
+}
+
+/// Options with so few heads that windows hold but sixteen.
+pub(crate) fn tiny() -> Options {
+    Options {
+        heads: HeadBudget {
+            heads_max: 0,
+            bytes_max: 0,
+        },
+        ..small()
+    }
+}
+
+pub(crate) fn kind() -> Kind {
+    "mail".parse().unwrap()
+}
+
+/// A job for a queue.
+pub(crate) fn job(queue: &str) -> JobSpec {
+    JobSpec {
+        queue: queue.parse().unwrap(),
+        ..JobSpec::new(kind(), &b"payload"[..])
+    }
+}
+
+/// Jobs for a queue whose payloads are their numbers.
+pub(crate) fn numbered(queue: &str, numbers: std::ops::Range<u64>) -> Vec<JobSpec> {
+    let jobs = numbers.map(|number| JobSpec {
+        queue: queue.parse().unwrap(),
+        ..JobSpec::new(kind(), number.to_string())
+    });
+    jobs.collect()
+}
+
+pub(crate) fn fetch_of(queues: &[&str], max: u32) -> Fetch {
+    Fetch {
+        queues: queues.iter().map(|queue| queue.parse().unwrap()).collect(),
+        max,
+        ..Fetch::default()
+    }
+}
+
+pub(crate) fn ack_item(job: JobId, lease: LeaseId) -> AckItem {
+    AckItem {
+        job,
+        lease,
+        result: None,
+    }
+}
+
+pub(crate) fn fail_item(job: JobId, lease: LeaseId) -> FailItem {
+    FailItem {
+        job,
+        lease,
+        kind: "error".to_owned(),
+        message: "it broke".to_owned(),
+        backtrace: String::new(),
+        retry_in_ms: None,
+        dead: false,
+        discard: false,
+    }
+}
+
+pub(crate) fn lease_ref(job: &GrantedJob) -> LeaseRef {
+    LeaseRef {
+        job: job.id,
+        lease: job.lease,
+    }
+}
+
+pub(crate) fn ids(jobs: &[GrantedJob]) -> Vec<JobId> {
+    jobs.iter().map(|job| job.id).collect()
+}
+
+fn fetched(result: Result<ReplyBody, WireError>) -> FetchReply {
+    match result {
+        Ok(ReplyBody::Fetch(reply)) => reply,
+        other => panic!("{other:?}"),
+    }
+}
