@@ -414,6 +414,7 @@ impl Session {
             identity,
             namespace,
             session,
+            mut lost,
             producer,
         } = accepted;
         let Some(shard) = self.shared.shards.home(&namespace) else {
@@ -443,11 +444,12 @@ impl Session {
             };
             opened.session = Some(session.id);
             self.presence.has_session.store(true, Ordering::Release);
+            lost.extend(session.lost);
             reply = Some(SessionReply {
                 id: session.id,
                 secret: self.shared.secret.session_secret(session.id),
                 ttl_ms: session.ttl,
-                lost: session.lost,
+                lost,
             });
         }
         let body = HelloReply {
