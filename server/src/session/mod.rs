@@ -243,6 +243,7 @@ impl Session {
         let now = self.shared.clock.now().mono;
         self.presence.seen_at.store(now.0, Ordering::Release);
         let mut commands = Vec::new();
+        let mut is_another = false;
         let then = loop {
             let limit = match &self.stage {
                 Stage::Greeted => self.shared.hello_bytes_max,
@@ -251,6 +252,7 @@ impl Session {
             match frame::decode(buffer, limit) {
                 Ok(None) => break Then::GoOn,
                 Ok(Some(map)) => {
+                    is_another = true;
                     if self.take_frame(&map, &mut commands).await == Then::Close {
                         break Then::Close;
                     }
@@ -263,7 +265,8 @@ impl Session {
         };
         let begun = if buffer.is_empty() { 0 } else { now.0.max(1) };
         let earlier = self.presence.begun_at.load(Ordering::Acquire);
-        if begun == 0 || earlier == 0 {
+        // A client that pipelines is always inside of a frame; its clock begins with each.
+        if begun == 0 || earlier == 0 || is_another {
             self.presence.begun_at.store(begun, Ordering::Release);
         }
         self.submit(&mut commands);
