@@ -55,7 +55,9 @@ fn the_right_proof_gets_in_and_every_wrong_one_is_refused_alike() {
     ];
     for auth in wrong {
         let mut connection = Connection::connect(server.address);
-        let error = connection.say_hello(json!({ "auth": auth })).expect_err("refused");
+        let error = connection
+            .say_hello(json!({ "auth": auth }))
+            .expect_err("refused");
         assert_eq!(error["code"], "unauthorized", "{auth}");
         assert_eq!(error["retryable"], false);
         connection.wait_closed();
@@ -102,7 +104,10 @@ fn a_verb_that_a_token_lacks_is_forbidden_and_the_connection_goes_on() {
     }
     let (mut connection, reply) = hello(&server, "push", json!({ "session": {} }));
     let error = reply.expect_err("refused");
-    assert_eq!((&error["code"], &error["field"]), (&json!("forbidden"), &json!("session")));
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("forbidden"), &json!("session"))
+    );
     connection.wait_closed();
 }
 
@@ -132,7 +137,10 @@ fn a_token_is_good_for_its_namespaces_and_queues_only() {
     let refused = [
         ("push", push("mailbox")),
         ("push", push("mail*").clone()),
-        ("push", json!({ "jobs": [{ "kind": "k", "queue": "mail" }, { "kind": "k" }] })),
+        (
+            "push",
+            json!({ "jobs": [{ "kind": "k", "queue": "mail" }, { "kind": "k" }] }),
+        ),
         ("fetch", fetch("mail*")),
         ("fetch", fetch("*")),
         ("fetch", json!({ "queues": ["mail", "other"] })),
@@ -141,7 +149,10 @@ fn a_token_is_good_for_its_namespaces_and_queues_only() {
         ("queue_pause", json!({ "queues": ["mail", "other"] })),
         ("dead_list", json!({ "queue": "other" })),
         ("dead_revive", json!({ "queue": "other" })),
-        ("dead_purge", json!({ "jobs": ["AAAAAAABBQAAAAAAAAAAgAAAAAAAAAAA"] })),
+        (
+            "dead_purge",
+            json!({ "jobs": ["AAAAAAABBQAAAAAAAAAAgAAAAAAAAAAA"] }),
+        ),
         ("stats", json!({})),
     ];
     for (op, fields) in refused {
@@ -170,7 +181,10 @@ fn an_address_that_guesses_is_not_heard_any_more() {
         })
         .collect();
     for (connection, id) in &mut guesses {
-        assert_eq!(connection.reply(*id).expect_err("refused")["code"], "unauthorized");
+        assert_eq!(
+            connection.reply(*id).expect_err("refused")["code"],
+            "unauthorized"
+        );
     }
     let (mut connection, reply) = hello(&server, "app", json!({}));
     let error = reply.expect_err("refused");

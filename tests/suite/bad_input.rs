@@ -27,14 +27,20 @@ fn a_frame_over_the_limit_is_refused_by_its_length_and_ends_the_connection() {
         let mut connection = Connection::open(server.address);
         connection.send_bytes(&length.to_be_bytes());
         let error = connection.reply(0).expect_err("accepted");
-        assert_eq!(essence(&error), ("too_large", "frame", Some(limit), Some(actual)));
+        assert_eq!(
+            essence(&error),
+            ("too_large", "frame", Some(limit), Some(actual))
+        );
         connection.wait_closed();
     }
     // Before hello a stranger has less.
     let mut stranger = Connection::connect(server.address);
     stranger.send_bytes(&(64_u32 << 10 | 1).to_be_bytes());
     let error = stranger.reply(0).expect_err("accepted");
-    assert_eq!(essence(&error), ("too_large", "frame", Some(64 << 10), Some(64 << 10 | 1)));
+    assert_eq!(
+        essence(&error),
+        ("too_large", "frame", Some(64 << 10), Some(64 << 10 | 1))
+    );
     stranger.wait_closed();
 }
 
@@ -56,7 +62,10 @@ fn a_frame_at_the_limit_is_read() {
     connection.reply(900).expect("at the limit");
     request["pad"] = json!("x".repeat(100_001 + (128 << 10) - bare));
     connection.send_map(&to_map(&request));
-    assert_eq!(connection.reply(0).expect_err("accepted")["code"], "too_large");
+    assert_eq!(
+        connection.reply(0).expect_err("accepted")["code"],
+        "too_large"
+    );
     connection.wait_closed();
 }
 
@@ -74,10 +83,17 @@ fn a_frame_of_nothing_ends_the_connection() {
 #[test]
 fn another_protocol_is_told_that_its_frame_is_too_large() {
     let server = InProcess::start();
-    for greeting in ["GET / HTTP/1.1\r\n\r\n", "*1\r\n$4\r\nPING\r\n", "put 0 0 1 1\r\nx\r\n"] {
+    for greeting in [
+        "GET / HTTP/1.1\r\n\r\n",
+        "*1\r\n$4\r\nPING\r\n",
+        "put 0 0 1 1\r\nx\r\n",
+    ] {
         let mut connection = Connection::connect(server.address);
         connection.send_bytes(greeting.as_bytes());
-        assert_eq!(connection.reply(0).expect_err("accepted")["code"], "too_large");
+        assert_eq!(
+            connection.reply(0).expect_err("accepted")["code"],
+            "too_large"
+        );
         connection.wait_closed();
     }
 }
@@ -112,7 +128,11 @@ fn bytes_that_are_no_map_are_refused_and_the_connection_survives() {
         ("a key that is a number", 77, with(&[0x01, 0x01])),
         ("a key that is not UTF-8", 77, with(&[0xa1, 0xff, 0x01])),
         ("a key twice", 77, with(b"\xa2op\xa5stats")),
-        ("a key twice inside", 77, with(b"\xa1x\x82\xa1a\x01\xa1a\x02")),
+        (
+            "a key twice inside",
+            77,
+            with(b"\xa1x\x82\xa1a\x01\xa1a\x02"),
+        ),
         ("an extension", 77, with(b"\xa1x\xd4\x01\x01")),
         ("4 GiB of bin", 77, with(b"\xa1x\xc6\xff\xff\xff\xff")),
         ("65 deep", 77, deep(65)),
@@ -138,19 +158,35 @@ fn ids_and_operations_that_are_none_are_refused_by_their_field() {
         (bad(json!(-1), json!("stats")), 0, ("bad_request", "id")),
         (bad(json!(1.5), json!("stats")), 0, ("bad_request", "id")),
         (bad(json!("7"), json!("stats")), 0, ("bad_request", "id")),
-        (bad(json!(1_u64 << 53), json!("stats")), 0, ("bad_request", "id")),
+        (
+            bad(json!(1_u64 << 53), json!("stats")),
+            0,
+            ("bad_request", "id"),
+        ),
         (to_map(&json!({ "op": "stats" })), 0, ("bad_request", "id")),
         (bad(json!(7), json!(7)), 7, ("bad_request", "op")),
         (bad(json!(7), Value::Null), 7, ("bad_request", "op")),
         (to_map(&json!({ "id": 7 })), 7, ("bad_request", "op")),
         (bad(json!(7), json!("")), 7, ("unsupported_op", "-")),
         (bad(json!(7), json!("PUSH")), 7, ("unsupported_op", "-")),
-        (bad(json!(7), json!("job_cancel")), 7, ("unsupported_op", "-")),
-        (bad(json!(7), json!("x".repeat(100_000))), 7, ("unsupported_op", "-")),
+        (
+            bad(json!(7), json!("job_cancel")),
+            7,
+            ("unsupported_op", "-"),
+        ),
+        (
+            bad(json!(7), json!("x".repeat(100_000))),
+            7,
+            ("unsupported_op", "-"),
+        ),
     ];
     for (map, id, (code, field)) in cases {
         let error = refused(&mut connection, id, &map);
-        assert_eq!((essence(&error).0, essence(&error).1), (code, field), "{error}");
+        assert_eq!(
+            (essence(&error).0, essence(&error).1),
+            (code, field),
+            "{error}"
+        );
         survives(&mut connection);
     }
     connection.send_map(&to_map(&json!({ "id": (1_u64 << 53) - 1, "op": "stats" })));
@@ -169,20 +205,60 @@ fn values_of_the_wrong_type_are_refused_by_their_path() {
         ("push", json!({ "jobs": ["k"] }), "jobs[0]"),
         ("push", job(json!({})), "jobs[1].kind"),
         ("push", job(json!({ "kind": 1 })), "jobs[1].kind"),
-        ("push", job(json!({ "kind": "k", "payload": "text" })), "jobs[1].payload"),
-        ("push", job(json!({ "kind": "k", "payload": [1, 2] })), "jobs[1].payload"),
-        ("push", job(json!({ "kind": "k", "priority": "high" })), "jobs[1].priority"),
-        ("push", job(json!({ "kind": "k", "priority": -1 })), "jobs[1].priority"),
-        ("push", job(json!({ "kind": "k", "delay_ms": 1.5 })), "jobs[1].delay_ms"),
-        ("push", job(json!({ "kind": "k", "headers": { "a": 1 } })), "jobs[1].headers.a"),
-        ("push", job(json!({ "kind": "k", "tags": "blue" })), "jobs[1].tags"),
-        ("push", json!({ "jobs": [{ "kind": "k" }], "atomic": 1 }), "atomic"),
-        ("push", json!({ "jobs": [{ "kind": "k" }], "seq": "1" }), "seq"),
+        (
+            "push",
+            job(json!({ "kind": "k", "payload": "text" })),
+            "jobs[1].payload",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "payload": [1, 2] })),
+            "jobs[1].payload",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "priority": "high" })),
+            "jobs[1].priority",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "priority": -1 })),
+            "jobs[1].priority",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "delay_ms": 1.5 })),
+            "jobs[1].delay_ms",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "headers": { "a": 1 } })),
+            "jobs[1].headers.a",
+        ),
+        (
+            "push",
+            job(json!({ "kind": "k", "tags": "blue" })),
+            "jobs[1].tags",
+        ),
+        (
+            "push",
+            json!({ "jobs": [{ "kind": "k" }], "atomic": 1 }),
+            "atomic",
+        ),
+        (
+            "push",
+            json!({ "jobs": [{ "kind": "k" }], "seq": "1" }),
+            "seq",
+        ),
         ("fetch", json!({ "queues": "default" }), "queues"),
         ("fetch", json!({ "queues": [1] }), "queues[0]"),
         ("fetch", json!({ "queues": ["a"], "max": -1 }), "max"),
         ("ack", json!({ "leases": [{}] }), "leases[0].job"),
-        ("ack", json!({ "leases": [{ "job": "short", "lease": 1 }] }), "leases[0].job"),
+        (
+            "ack",
+            json!({ "leases": [{ "job": "short", "lease": 1 }] }),
+            "leases[0].job",
+        ),
         ("job_get", json!({ "job": 7 }), "job"),
         ("job_get", json!({}), "job"),
         ("dead_list", json!({ "limit": "all" }), "limit"),
@@ -225,19 +301,36 @@ fn unknown_fields_are_ignored_and_unserved_ones_refused() {
 #[test]
 fn before_hello_nothing_else_is_heard() {
     let server = InProcess::start();
-    for op in ["push", "fetch", "heartbeat", "stats", "queue_list", "goodbye"] {
+    for op in [
+        "push",
+        "fetch",
+        "heartbeat",
+        "stats",
+        "queue_list",
+        "goodbye",
+    ] {
         let mut connection = Connection::connect(server.address);
         let fields = json!({ "jobs": [{ "kind": "k" }], "queues": ["default"] });
         let error = connection.err(op, fields);
-        assert_eq!((essence(&error).0, essence(&error).1), ("bad_request", "op"), "{op}");
+        assert_eq!(
+            (essence(&error).0, essence(&error).1),
+            ("bad_request", "op"),
+            "{op}"
+        );
         connection.wait_closed();
     }
     let mut connection = Connection::connect(server.address);
-    assert_eq!(connection.err("nonsense", json!({}))["code"], "unsupported_op");
+    assert_eq!(
+        connection.err("nonsense", json!({}))["code"],
+        "unsupported_op"
+    );
     connection.wait_closed();
     let mut connection = Connection::connect(server.address);
     connection.send_map(&[0xc1]);
-    assert_eq!(connection.reply(0).expect_err("accepted")["code"], "bad_request");
+    assert_eq!(
+        connection.reply(0).expect_err("accepted")["code"],
+        "bad_request"
+    );
     connection.wait_closed();
     let mut watcher = Connection::open(server.address);
     assert_eq!(watcher.ok("stats", json!({}))["counters"]["pushed"], 0);
@@ -262,8 +355,14 @@ fn versions_that_are_not_spoken_are_refused_and_no_version_is_none() {
     let server = InProcess::start();
     for v in [json!(0), json!(-1), json!("1"), Value::Null] {
         let mut connection = Connection::connect(server.address);
-        let error = connection.say_hello(json!({ "v": v })).expect_err("accepted");
-        assert_eq!((essence(&error).0, essence(&error).1), ("bad_request", "v"), "{v}");
+        let error = connection
+            .say_hello(json!({ "v": v }))
+            .expect_err("accepted");
+        assert_eq!(
+            (essence(&error).0, essence(&error).1),
+            ("bad_request", "v"),
+            "{v}"
+        );
         connection.wait_closed();
     }
     let mut connection = Connection::connect(server.address);
@@ -277,13 +376,18 @@ fn a_second_hello_is_refused_and_the_connection_goes_on() {
     let server = InProcess::start();
     let mut connection = Connection::open(server.address);
     let error = connection.say_hello(json!({})).expect_err("accepted");
-    assert_eq!((essence(&error).0, essence(&error).1), ("bad_request", "op"));
+    assert_eq!(
+        (essence(&error).0, essence(&error).1),
+        ("bad_request", "op")
+    );
     survives(&mut connection);
 }
 
 #[test]
 fn random_frames_are_each_refused_under_an_id_and_leave_the_server_whole() {
-    let seed = std::env::var("GANGER_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("GANGER_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("GANGER_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);

@@ -126,7 +126,11 @@ fn a_thousand_idle_connections_cost_a_worker_nothing() {
         let job = worker.fetch("default").expect("a job");
         worker.ok("ack", json!({ "leases": [crate::lease(&job)] }));
     }
-    assert!(watch.elapsed() < Duration::from_secs(20), "{:?}", watch.elapsed());
+    assert!(
+        watch.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        watch.elapsed()
+    );
     let stats = worker.ok("stats", json!({}));
     assert!(stats["waiting"].as_u64() >= Some(330), "{stats}");
     for connection in idle.iter_mut().step_by(97) {

@@ -10,8 +10,8 @@ use ganger_engine::{
 use ganger_protocol::{
     JobSpec, NamespaceName, SessionId, Timestamp,
     request::{
-        Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat,
-        Operation, Push, QueueNames, Release, ReleaseItem, SessionHello,
+        Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat, Operation,
+        Push, QueueNames, Release, ReleaseItem, SessionHello,
     },
     response::ReplyBody,
 };
@@ -200,7 +200,10 @@ fn a_job_that_is_not_durable_is_granted_only_with_its_push() {
     let released = unsynced.sync().replies;
     let bodies: Vec<_> = released.iter().map(|reply| &reply.result).collect();
     assert!(
-        matches!(bodies[..], [Ok(ReplyBody::Push(_)), Ok(ReplyBody::Fetch(_))]),
+        matches!(
+            bodies[..],
+            [Ok(ReplyBody::Push(_)), Ok(ReplyBody::Fetch(_))]
+        ),
         "{bodies:?}"
     );
 }

@@ -104,7 +104,12 @@ fn jobs_come_by_priority_then_in_the_order_of_their_push() {
     let server = InProcess::start();
     let mut worker = Connection::worker(server.address);
     let job = |name: &str, priority: u8| json!({ "kind": name, "priority": priority });
-    let jobs = [job("low", 0), job("first", 5), job("second", 5), job("high", 9)];
+    let jobs = [
+        job("low", 0),
+        job("first", 5),
+        job("second", 5),
+        job("high", 9),
+    ];
     worker.ok("push", json!({ "jobs": jobs }));
     let reply = worker.ok("fetch", json!({ "queues": ["default"], "max": 10 }));
     let kinds: Vec<&str> = reply["jobs"]
@@ -124,7 +129,9 @@ fn queues_are_served_strictly_in_the_order_of_the_fetch() {
         worker.push(json!({ "kind": "k", "queue": queue }));
     }
     let reply = worker.ok("fetch", json!({ "queues": ["a", "b"], "max": 3 }));
-    let queues: Vec<_> = (0..3).map(|at| reply["jobs"][at]["queue"].clone()).collect();
+    let queues: Vec<_> = (0..3)
+        .map(|at| reply["jobs"][at]["queue"].clone())
+        .collect();
     assert_eq!(json!(queues), json!(["a", "a", "b"]));
 }
 
@@ -140,7 +147,10 @@ fn a_delayed_job_is_granted_when_its_time_has_come_and_not_before() {
     let (_, hello) = Connection::hello(server.address, json!({}));
     let now = hello["server_time"].as_u64().expect("a time");
     let pushed_at = job["pushed_at"].as_u64().expect("a time");
-    assert!(now >= pushed_at + 300, "{now} is {pushed_at} + 300 at least");
+    assert!(
+        now >= pushed_at + 300,
+        "{now} is {pushed_at} + 300 at least"
+    );
 }
 
 #[test]
@@ -159,7 +169,10 @@ fn namespaces_do_not_see_each_other() {
     let mut blue = Connection::hello(server.address, hello).0;
     let id = red.push(json!({ "kind": "k" }));
     assert_eq!(blue.fetch("default"), None);
-    assert_eq!(blue.err("job_get", json!({ "job": id }))["code"], "not_found");
+    assert_eq!(
+        blue.err("job_get", json!({ "job": id }))["code"],
+        "not_found"
+    );
     assert_eq!(blue.ok("queue_list", json!({}))["queues"], json!([]));
     assert_eq!(blue.ok("stats", json!({}))["counters"]["pushed"], 0);
     assert_eq!(red.ok("stats", json!({}))["counters"]["pushed"], 1);

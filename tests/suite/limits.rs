@@ -21,7 +21,10 @@ fn refused(connection: &mut Connection, mut job: Value, expected: Refusal<'_>) {
     job["kind"].is_null().then(|| job["kind"] = json!("k"));
     let reply = connection.ok("push", json!({ "jobs": [job, { "kind": "neighbour" }] }));
     assert_eq!(essence(&reply["results"][0]["err"]), expected);
-    assert!(reply["results"][1]["id"].is_string(), "the neighbour is pushed");
+    assert!(
+        reply["results"][1]["id"].is_string(),
+        "the neighbour is pushed"
+    );
 }
 
 #[test]
@@ -30,9 +33,16 @@ fn a_payload_of_one_mib_is_taken_and_one_byte_more_is_not() {
     let mut connection = Connection::worker(server.address);
     let largest = bin(vec![0xa5; 1 << 20]);
     accepted(&mut connection, json!({ "payload": largest }));
-    assert_eq!(connection.fetch("default").expect("a job")["payload"], largest);
+    assert_eq!(
+        connection.fetch("default").expect("a job")["payload"],
+        largest
+    );
     let expected = ("too_large", "payload", Some(1 << 20), Some(1 << 20 | 1));
-    refused(&mut connection, json!({ "payload": bin(vec![0; 1 << 20 | 1]) }), expected);
+    refused(
+        &mut connection,
+        json!({ "payload": bin(vec![0; 1 << 20 | 1]) }),
+        expected,
+    );
     accepted(&mut connection, json!({ "payload": bin([]) }));
 }
 
@@ -41,10 +51,15 @@ fn names_of_128_characters_are_taken_and_longer_or_stranger_ones_are_not() {
     let server = InProcess::start();
     let mut connection = Connection::open(server.address);
     let longest = "n".repeat(128);
-    accepted(&mut connection, json!({ "kind": longest, "queue": longest, "tags": [longest] }));
+    accepted(
+        &mut connection,
+        json!({ "kind": longest, "queue": longest, "tags": [longest] }),
+    );
     accepted(&mut connection, json!({ "kind": "A-Z.a:z_09" }));
     let too_long = "n".repeat(129);
-    for name in ["", " ", "a b", "a*", "ü", "a/b", "a\0", "../x", "<b>", &too_long] {
+    for name in [
+        "", " ", "a b", "a*", "ü", "a/b", "a\0", "../x", "<b>", &too_long,
+    ] {
         for (field, job) in [
             ("jobs[0].kind", json!({ "kind": name })),
             ("jobs[0].queue", json!({ "kind": "k", "queue": name })),
@@ -54,7 +69,9 @@ fn names_of_128_characters_are_taken_and_longer_or_stranger_ones_are_not() {
             assert_eq!(essence(&error).1, field, "{name:?}: {error}");
         }
         let mut stranger = Connection::connect(server.address);
-        let error = stranger.say_hello(json!({ "namespace": name })).expect_err("accepted");
+        let error = stranger
+            .say_hello(json!({ "namespace": name }))
+            .expect_err("accepted");
         assert_eq!(essence(&error).1, "namespace", "{name:?}");
         stranger.wait_closed();
     }
@@ -80,12 +97,19 @@ fn a_request_has_a_thousand_items_and_not_one_more() {
         let request = |count: usize| json!({ field: vec![item.clone(); count] });
         connection.ok(op, request(1_000));
         let error = connection.err(op, request(1_001));
-        assert_eq!(essence(&error), ("too_large", field, Some(1_000), Some(1_001)), "{op}");
+        assert_eq!(
+            essence(&error),
+            ("too_large", field, Some(1_000), Some(1_001)),
+            "{op}"
+        );
         let error = connection.err(op, request(0));
         assert_eq!(essence(&error).0, "bad_request", "{op}");
     }
     let error = connection.err("queue_pause", json!({ "queues": vec!["q"; 1_001] }));
-    assert_eq!(essence(&error), ("too_large", "queues", Some(1_000), Some(1_001)));
+    assert_eq!(
+        essence(&error),
+        ("too_large", "queues", Some(1_000), Some(1_001))
+    );
     connection.ok("heartbeat", json!({}));
 }
 
@@ -118,9 +142,17 @@ fn the_figures_of_a_job_hold_at_both_ends() {
     let expected = ("too_large", "tags", Some(8), Some(9));
     refused(&mut connection, json!({ "tags": vec!["t"; 9] }), expected);
     let expected = ("too_large", "content_type", Some(128), Some(129));
-    refused(&mut connection, json!({ "content_type": "c".repeat(129) }), expected);
+    refused(
+        &mut connection,
+        json!({ "content_type": "c".repeat(129) }),
+        expected,
+    );
     let both = json!({ "run_at": 1, "delay_ms": 1 });
-    refused(&mut connection, both, ("bad_request", "delay_ms", None, None));
+    refused(
+        &mut connection,
+        both,
+        ("bad_request", "delay_ms", None, None),
+    );
 }
 
 #[test]
@@ -133,16 +165,40 @@ fn the_figures_of_a_fetch_hold_at_both_ends() {
         map.extend(fields.as_object().expect("a map").clone());
         request
     };
-    connection.ok("fetch", fetch(json!({ "queues": vec!["q"; 64], "max": 1_000 })));
+    connection.ok(
+        "fetch",
+        fetch(json!({ "queues": vec!["q"; 64], "max": 1_000 })),
+    );
     connection.ok("fetch", fetch(json!({ "max": 0, "weights": [1_000] })));
     let cases = [
-        (json!({ "queues": vec!["q"; 65] }), ("too_large", "queues", Some(64), Some(65))),
-        (json!({ "queues": [] }), ("bad_request", "queues", Some(1), Some(0))),
-        (json!({ "max": 1_001 }), ("bad_request", "max", Some(1_000), Some(1_001))),
-        (json!({ "wait_ms": 60_001 }), ("bad_request", "wait_ms", Some(60_000), Some(60_001))),
-        (json!({ "weights": [1, 1] }), ("bad_request", "weights", None, None)),
-        (json!({ "weights": [0] }), ("bad_request", "weights[0]", Some(1), Some(0))),
-        (json!({ "weights": [1_001] }), ("bad_request", "weights[0]", Some(1_000), Some(1_001))),
+        (
+            json!({ "queues": vec!["q"; 65] }),
+            ("too_large", "queues", Some(64), Some(65)),
+        ),
+        (
+            json!({ "queues": [] }),
+            ("bad_request", "queues", Some(1), Some(0)),
+        ),
+        (
+            json!({ "max": 1_001 }),
+            ("bad_request", "max", Some(1_000), Some(1_001)),
+        ),
+        (
+            json!({ "wait_ms": 60_001 }),
+            ("bad_request", "wait_ms", Some(60_000), Some(60_001)),
+        ),
+        (
+            json!({ "weights": [1, 1] }),
+            ("bad_request", "weights", None, None),
+        ),
+        (
+            json!({ "weights": [0] }),
+            ("bad_request", "weights[0]", Some(1), Some(0)),
+        ),
+        (
+            json!({ "weights": [1_001] }),
+            ("bad_request", "weights[0]", Some(1_000), Some(1_001)),
+        ),
     ];
     for (fields, expected) in cases {
         let error = connection.err("fetch", fetch(fields));
@@ -198,19 +254,41 @@ fn the_texts_of_hello_hold_at_their_limits() {
     };
     Connection::hello(server.address, json!({ "session": resume(1_000) }));
     let cases = [
-        (json!({ "name": text(257) }), ("too_large", "session.name", Some(256), Some(257))),
-        (json!({ "host": text(257) }), ("too_large", "session.host", Some(256), Some(257))),
-        (json!({ "labels": labels(17) }), ("too_large", "session.labels", Some(16), Some(17))),
-        (json!({ "ttl_ms": 999 }), ("bad_request", "session.ttl_ms", Some(1_000), Some(999))),
+        (
+            json!({ "name": text(257) }),
+            ("too_large", "session.name", Some(256), Some(257)),
+        ),
+        (
+            json!({ "host": text(257) }),
+            ("too_large", "session.host", Some(256), Some(257)),
+        ),
+        (
+            json!({ "labels": labels(17) }),
+            ("too_large", "session.labels", Some(16), Some(17)),
+        ),
+        (
+            json!({ "ttl_ms": 999 }),
+            ("bad_request", "session.ttl_ms", Some(1_000), Some(999)),
+        ),
         (
             json!({ "ttl_ms": 3_600_001 }),
-            ("bad_request", "session.ttl_ms", Some(3_600_000), Some(3_600_001)),
+            (
+                "bad_request",
+                "session.ttl_ms",
+                Some(3_600_000),
+                Some(3_600_001),
+            ),
         ),
-        (resume(1_001), ("too_large", "session.resume.held", Some(1_000), Some(1_001))),
+        (
+            resume(1_001),
+            ("too_large", "session.resume.held", Some(1_000), Some(1_001)),
+        ),
     ];
     for (session, expected) in cases {
         let mut connection = Connection::connect(server.address);
-        let error = connection.say_hello(json!({ "session": session })).expect_err("accepted");
+        let error = connection
+            .say_hello(json!({ "session": session }))
+            .expect_err("accepted");
         assert_eq!(essence(&error), expected);
         connection.wait_closed();
     }
@@ -225,7 +303,10 @@ fn the_texts_of_a_fail_are_cut_or_refused() {
     let mut item = crate::lease(&job);
     item["kind"] = json!("e".repeat(101));
     let error = worker.err("fail", json!({ "leases": [item] }));
-    assert_eq!(essence(&error), ("too_large", "leases[0].kind", Some(100), Some(101)));
+    assert_eq!(
+        essence(&error),
+        ("too_large", "leases[0].kind", Some(100), Some(101))
+    );
     item["kind"] = json!("e".repeat(100));
     // Cut between characters, not inside of one.
     item["message"] = json!("ü".repeat(4 << 10));

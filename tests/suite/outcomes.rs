@@ -25,7 +25,10 @@ fn a_failed_job_is_tried_again_after_its_backoff_and_the_reply_says_when() {
     assert!(reply["results"][0]["run_at"].is_u64(), "{reply}");
     let again = worker.wait("default");
     assert_eq!(again["id"], job["id"]);
-    assert_eq!((&again["attempt"], &again["failures"]), (&json!(2), &json!(1)));
+    assert_eq!(
+        (&again["attempt"], &again["failures"]),
+        (&json!(2), &json!(1))
+    );
     assert!(again["lease"].as_u64() > job["lease"].as_u64());
     let shown = worker.ok("job_get", json!({ "job": job["id"] }));
     assert_eq!(shown["errors"][0]["kind"], "IOError");
@@ -81,7 +84,10 @@ fn dead_jobs_are_listed_in_pages_and_purged() {
     for _ in 0..5 {
         worker.push(json!({ "kind": "k" }));
         let job = worker.fetch("default").expect("a job");
-        worker.ok("fail", json!({ "leases": [lease_with(&job, json!({ "dead": true }))] }));
+        worker.ok(
+            "fail",
+            json!({ "leases": [lease_with(&job, json!({ "dead": true }))] }),
+        );
     }
     let mut seen = Vec::new();
     let mut cursor = Value::Null;
@@ -91,7 +97,13 @@ fn dead_jobs_are_listed_in_pages_and_purged() {
             fields["cursor"] = cursor;
         }
         let page = worker.ok("dead_list", fields);
-        seen.extend(page["jobs"].as_array().expect("jobs").iter().map(|job| job["id"].clone()));
+        seen.extend(
+            page["jobs"]
+                .as_array()
+                .expect("jobs")
+                .iter()
+                .map(|job| job["id"].clone()),
+        );
         match page.get("cursor") {
             Some(next) => cursor = next.clone(),
             None => break,
@@ -104,12 +116,21 @@ fn dead_jobs_are_listed_in_pages_and_purged() {
     let newest = worker.ok("dead_list", json!({ "newest_first": true, "limit": 1 }));
     assert_eq!(newest["jobs"][0]["id"], seen[4]);
     let purged = worker.ok("dead_purge", json!({ "queue": "default", "limit": 3 }));
-    assert_eq!((&purged["count"], &purged["more"]), (&json!(3), &json!(true)));
+    assert_eq!(
+        (&purged["count"], &purged["more"]),
+        (&json!(3), &json!(true))
+    );
     let purged = worker.ok("dead_purge", json!({ "queue": "default" }));
-    assert_eq!((&purged["count"], &purged["more"]), (&json!(2), &json!(false)));
+    assert_eq!(
+        (&purged["count"], &purged["more"]),
+        (&json!(2), &json!(false))
+    );
     assert_eq!(counters(&mut worker, "default")["deleted"], 5);
     let foreign = worker.err("dead_list", json!({ "cursor": "AAAA" }));
-    assert_eq!((&foreign["code"], &foreign["field"]), (&json!("bad_request"), &json!("cursor")));
+    assert_eq!(
+        (&foreign["code"], &foreign["field"]),
+        (&json!("bad_request"), &json!("cursor"))
+    );
 }
 
 #[test]
@@ -135,7 +156,9 @@ fn extend_moves_a_deadline_forward_only() {
     let mut extend = |ms: u64| {
         let item = lease_with(&job, json!({ "ms": ms }));
         let reply = worker.ok("extend", json!({ "leases": [item] }));
-        reply["results"][0]["timeout_ms"].as_u64().expect("a deadline")
+        reply["results"][0]["timeout_ms"]
+            .as_u64()
+            .expect("a deadline")
     };
     let longer = extend(600_000);
     assert!((590_000..=600_000).contains(&longer), "{longer}");
@@ -168,7 +191,10 @@ fn a_stale_lease_is_refused_by_every_answer_and_item_by_item() {
         let item = lease_with(&stale, json!({ "ms": 1_000 }));
         let reply = worker.ok(op, json!({ "leases": [item] }));
         let error = &reply["results"][0]["err"];
-        assert_eq!((&error["code"], &error["state"]), (&json!("lease_lost"), &json!("leased")));
+        assert_eq!(
+            (&error["code"], &error["state"]),
+            (&json!("lease_lost"), &json!("leased"))
+        );
     }
     let reply = worker.ok("ack", json!({ "leases": [lease(&stale), lease(&live)] }));
     assert_eq!(reply["results"][0]["err"]["code"], "lease_lost");
@@ -178,10 +204,24 @@ fn a_stale_lease_is_refused_by_every_answer_and_item_by_item() {
 }
 
 #[test]
-fn a_lease_belongs_to_the_session_that_fetched_it() {
+fn a_lease_of_another_namespace_is_not_known() {
     let server = InProcess::start();
-    let (_worker, job) = leased(&server, json!({}));
-    let mut other = Connection::worker(server.address);
-    let reply = other.ok("ack", json!({ "leases": [lease(&job)] }));
-    assert_eq!(reply["results"][0]["err"]["code"], "lease_lost");
+    let (mut worker, job) = leased(&server, json!({}));
+    let elsewhere = json!({ "namespace": "elsewhere", "session": {} });
+    let mut other = Connection::hello(server.address, elsewhere).0;
+    for op in ["ack", "fail", "release", "extend"] {
+        let item = lease_with(&job, json!({ "ms": 1_000 }));
+        let item = match op {
+            "extend" => item,
+            _ => lease(&job),
+        };
+        let reply = other.ok(op, json!({ "leases": [item] }));
+        let error = &reply["results"][0]["err"];
+        assert_eq!(
+            (&error["code"], &error["state"]),
+            (&json!("lease_lost"), &json!("gone"))
+        );
+    }
+    let reply = worker.ok("ack", json!({ "leases": [lease(&job)] }));
+    assert_eq!(reply["results"], json!([{}]));
 }

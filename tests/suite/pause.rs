@@ -11,7 +11,10 @@ fn a_paused_queue_takes_pushes_and_answers_and_gives_no_leases() {
     let mut worker = Connection::worker(server.address);
     worker.push(json!({ "kind": "k", "queue": "q" }));
     let job = worker.fetch("q").expect("a job");
-    assert_eq!(worker.ok("queue_pause", json!({ "queues": ["q"] })), json!({}));
+    assert_eq!(
+        worker.ok("queue_pause", json!({ "queues": ["q"] })),
+        json!({})
+    );
     let id = worker.push(json!({ "kind": "k", "queue": "q" }));
     assert_eq!(worker.fetch("q"), None);
     worker.ok("ack", json!({ "leases": [lease(&job)] }));

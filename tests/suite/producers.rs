@@ -30,7 +30,11 @@ fn a_push_sent_again_on_a_new_connection_answers_its_first_outcome() {
     assert_eq!(counters(&mut second, "default")["pushed"], 1);
     let server = server.restart();
     let mut third = again(&server, &id);
-    assert_eq!(third.ok("push", numbered(1)), outcome, "after a restart, too");
+    assert_eq!(
+        third.ok("push", numbered(1)),
+        outcome,
+        "after a restart, too"
+    );
     assert_eq!(counters(&mut third, "default")["pushed"], 1);
 }
 
@@ -43,7 +47,9 @@ fn a_push_whose_reply_was_never_read_is_applied_once() {
     }
     drop(first);
     let mut second = again(&server, &id);
-    let ids: Vec<u64> = (1..=100).map(|seq| second.send("push", numbered(seq))).collect();
+    let ids: Vec<u64> = (1..=100)
+        .map(|seq| second.send("push", numbered(seq)))
+        .collect();
     for id in ids {
         second.reply(id).expect("a reply");
     }
@@ -77,7 +83,10 @@ fn a_numbered_push_needs_a_producer_and_a_made_up_producer_is_unknown() {
     let server = InProcess::start();
     let mut connection = Connection::open(server.address);
     let error = connection.err("push", numbered(1));
-    assert_eq!((&error["code"], &error["field"]), (&json!("bad_request"), &json!("seq")));
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("bad_request"), &json!("seq"))
+    );
     for id in ["", "made-up", &"A".repeat(64)] {
         let mut connection = Connection::connect(server.address);
         let error = connection.say_hello(json!({ "producer": { "id": id } }));

@@ -37,7 +37,10 @@ fn no_secret_and_no_payload_is_in_the_log() {
     let granted = worker.ok("fetch", json!({ "queues": ["default"], "max": 4 }));
     let jobs = granted["jobs"].as_array().expect("jobs");
     worker.ok("ack", json!({ "leases": [lease(&jobs[0])] }));
-    worker.ok("fail", json!({ "leases": [lease_with(&jobs[1], json!({ "dead": true }))] }));
+    worker.ok(
+        "fail",
+        json!({ "leases": [lease_with(&jobs[1], json!({ "dead": true }))] }),
+    );
     worker.ok("release", json!({ "leases": [lease(&jobs[2])] }));
     worker.ok("job_get", json!({ "job": jobs[1]["id"] }));
     worker.ok("dead_list", json!({}));
@@ -45,9 +48,14 @@ fn no_secret_and_no_payload_is_in_the_log() {
     worker.err("push", json!({ "jobs": [job, 7] }));
     worker.send_map(payload.as_bytes());
     worker.reply(0).expect_err("no map");
-    for auth in [json!({ "id": secret, "mac": bin(secret) }), json!({ "id": "app" })] {
+    for auth in [
+        json!({ "id": secret, "mac": bin(secret) }),
+        json!({ "id": "app" }),
+    ] {
         let mut stranger = Connection::connect(server.address);
-        stranger.say_hello(json!({ "auth": auth })).expect_err("refused");
+        stranger
+            .say_hello(json!({ "auth": auth }))
+            .expect_err("refused");
         stranger.wait_closed();
     }
     let mut resumer = Connection::connect(server.address);
@@ -64,7 +72,10 @@ fn no_secret_and_no_payload_is_in_the_log() {
         hash,
         payload.to_owned(),
         to_hex(payload.as_bytes()),
-        hello["session"]["secret"].as_str().expect("text").to_owned(),
+        hello["session"]["secret"]
+            .as_str()
+            .expect("text")
+            .to_owned(),
         hello["producer"].as_str().expect("text").to_owned(),
     ];
     for canary in canaries {

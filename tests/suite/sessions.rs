@@ -86,7 +86,10 @@ fn goodbye_gives_everything_back_and_ends_the_session_but_not_the_connection() {
     let (mut worker, _, jobs) = leased(&server, 1);
     assert_eq!(worker.ok("goodbye", json!({})), json!({}));
     let error = worker.err("fetch", json!({ "queues": ["default"] }));
-    assert_eq!((&error["code"], &error["field"]), (&json!("bad_request"), &json!("op")));
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("bad_request"), &json!("op"))
+    );
     let mut other = Connection::worker(server.address);
     assert_eq!(other.fetch("default").expect("a job")["id"], jobs[0]["id"]);
     worker.ok("stats", json!({}));
@@ -106,8 +109,10 @@ fn a_session_that_says_nothing_is_lost_and_its_jobs_go_to_others() {
     assert_eq!(again.get("failures"), None, "a loss is no failure");
     let error = silent.err("heartbeat", json!({}));
     assert_eq!(error["code"], "not_found");
-    let error = silent.err("ack", json!({ "leases": [lease(&job)] }));
+    let error = silent.err("fetch", json!({ "queues": ["default"] }));
     assert_eq!(error["code"], "not_found");
+    let late = silent.ok("ack", json!({ "leases": [lease(&job)] }));
+    assert_eq!(late["results"][0]["err"]["code"], "lease_lost");
     let shown = other.ok("job_get", json!({ "job": job["id"] }));
     assert_eq!(shown["losses"], 1);
 }
@@ -134,7 +139,10 @@ fn a_draining_server_takes_answers_and_nothing_new() {
     // Unread replies keep the drain going for a moment; each request below is answered in it.
     let acked = worker.send("ack", json!({ "leases": [lease(&jobs[0])] }));
     server.shut_down();
-    assert_eq!(worker.reply(acked).expect("a reply")["results"], json!([{}]));
+    assert_eq!(
+        worker.reply(acked).expect("a reply")["results"],
+        json!([{}])
+    );
     worker.wait_closed();
 }
 
@@ -143,7 +151,15 @@ fn a_request_without_a_session_that_needs_one_is_refused_by_name() {
     let server = InProcess::start();
     let mut connection = Connection::open(server.address);
     let item = json!({ "job": "AAAAAAABBQAAAAAAAAAAgAAAAAAAAAAA", "lease": 1, "ms": 1_000 });
-    for op in ["fetch", "ack", "fail", "release", "extend", "heartbeat", "goodbye"] {
+    for op in [
+        "fetch",
+        "ack",
+        "fail",
+        "release",
+        "extend",
+        "heartbeat",
+        "goodbye",
+    ] {
         let error = connection.err(op, json!({ "queues": ["default"], "leases": [item] }));
         let told = (&error["code"], &error["field"]);
         assert_eq!(told, (&json!("bad_request"), &json!("op")), "{op}");

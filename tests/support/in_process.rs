@@ -37,10 +37,7 @@ impl InProcess {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn over(
-        directory: TempDir,
-        change: impl FnOnce(&mut Config),
-    ) -> Result<Self, ServeError> {
+    pub fn over(directory: TempDir, change: impl FnOnce(&mut Config)) -> Result<Self, ServeError> {
         let mut config = Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data_dir: directory.path().join("data"),

@@ -228,7 +228,11 @@ impl Connection {
     pub fn wait(&mut self, queue: &str) -> Value {
         let wait_ms = u64::try_from(PATIENCE.as_millis()).expect("short") / 2;
         let mut reply = self.ok("fetch", json!({ "queues": [queue], "wait_ms": wait_ms }));
-        reply["jobs"].as_array_mut().expect("jobs").pop().expect("no job came")
+        reply["jobs"]
+            .as_array_mut()
+            .expect("jobs")
+            .pop()
+            .expect("no job came")
     }
 
     /// The next message that nobody asked for.
@@ -257,7 +261,9 @@ impl Connection {
 
     /// Says that nothing more will be sent.
     pub fn shut_write(&mut self) {
-        self.stream.shutdown(Shutdown::Write).expect("a live socket");
+        self.stream
+            .shutdown(Shutdown::Write)
+            .expect("a live socket");
     }
 
     /// The socket, to set options.
