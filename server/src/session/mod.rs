@@ -243,6 +243,7 @@ impl Session {
         let now = self.shared.clock.now().mono;
         self.presence.seen_at.store(now.0, Ordering::Release);
         let mut commands = Vec::new();
+        let mut is_another = false;
         let then = loop {
             let limit = match &self.stage {
                 Stage::Greeted => self.shared.hello_bytes_max,
@@ -251,6 +252,7 @@ impl Session {
             match frame::decode(buffer, limit) {
                 Ok(None) => break Then::GoOn,
                 Ok(Some(map)) => {
+                    is_another = true;
                     if self.take_frame(&map, &mut commands).await == Then::Close {
                         break Then::Close;
                     }
@@ -263,7 +265,8 @@ impl Session {
         };
         let begun = if buffer.is_empty() { 0 } else { now.0.max(1) };
         let earlier = self.presence.begun_at.load(Ordering::Acquire);
-        if begun == 0 || earlier == 0 {
+        // A client that pipelines is always inside of a frame; its clock begins with each.
+        if begun == 0 || earlier == 0 || is_another {
             self.presence.begun_at.store(begun, Ordering::Release);
         }
         self.submit(&mut commands);
@@ -414,6 +417,7 @@ impl Session {
             identity,
             namespace,
             session,
+            mut lost,
             producer,
         } = accepted;
         let Some(shard) = self.shared.shards.home(&namespace) else {
@@ -443,11 +447,12 @@ impl Session {
             };
             opened.session = Some(session.id);
             self.presence.has_session.store(true, Ordering::Release);
+            lost.extend(session.lost);
             reply = Some(SessionReply {
                 id: session.id,
                 secret: self.shared.secret.session_secret(session.id),
                 ttl_ms: session.ttl,
-                lost: session.lost,
+                lost,
             });
         }
         let body = HelloReply {
