@@ -81,7 +81,7 @@ impl Default for StoreOptions {
             log: LogOptions::default(),
             overlay_bytes_max: 32 << 20,
             checkpoint_bytes: 16 << 20,
-            slice_operations_max: 1000,
+            slice_operations_max: 100,
             log_bytes_max: 256 << 20,
             secret: None,
         }

@@ -1,0 +1,767 @@
+//! The simulated machine: one server over a faulty disk, its sync and checkpoint threads and its
+//! timer, all driven by one seed, a step at a time.
+//!
+//! What clients do is in [`crate::clients`], what they were told in [`crate::history`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use fastrand::Rng;
+use ganger_engine::{
+    HeadBudget, Options,
+    command::{Caller, Command, ConnectionId, Origin, Producer, Reply, SessionOpened},
+    facts::Recovered,
+    records::GroupNumber,
+};
+use ganger_protocol::{
+    NamespaceName, SessionId,
+    request::{Operation, SessionHello},
+    response::{Notice, ReplyBody},
+};
+use ganger_server::{
+    driver::{Core, Released},
+    store::{
+        CheckpointProgress, Store, StoreError, StoreOptions,
+        memory::{Crash, Fault, MemoryDisk},
+    },
+};
+
+use crate::{
+    clients::{Asked, Clients, Held},
+    clock::Clock,
+    history::{Checked, History},
+    plan::Plan,
+    trace::Trace,
+};
+
+/// Everything of one run.
+pub struct World {
+    pub rng: Rng,
+    pub plan: Plan,
+    pub clock: Clock,
+    pub trace: Trace,
+    pub history: History,
+    pub clients: Clients,
+    disk: MemoryDisk,
+    store_options: StoreOptions,
+    server: Option<Server>,
+    /// Whether a call of the disk is going to fail.
+    is_faulty: bool,
+    next_connection: u64,
+    next_request: u64,
+    /// Requests without an answer.
+    pub pending: BTreeMap<Caller, Pending>,
+    /// Whether a fetch may have been decided whose reply waits.
+    pub has_withheld: bool,
+    /// Fetches without an answer.
+    pub fetches: usize,
+    /// Leases of the fetches that drain.
+    pub drained: Vec<Held>,
+}
+
+/// A process of the server.
+struct Server {
+    core: Core,
+    store: Arc<Store>,
+    sync: Sync,
+    ticks: u32,
+}
+
+/// How far the sync thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    Idle,
+    Sealed,
+    Synced(GroupNumber),
+}
+
+/// A request without an answer.
+#[derive(Debug)]
+pub struct Pending {
+    pub asked: Asked,
+    /// The open group when it was applied.
+    pub group: u64,
+    pub mono: u64,
+    pub session: Option<SessionId>,
+    pub is_detached: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct From {
+    pub connection: ConnectionId,
+    pub namespace: NamespaceName,
+    pub session: Option<SessionId>,
+    pub producer: Option<Producer>,
+}
+
+/// The circumstances in which a reply left.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// The request whose apply released it; absent for replies that a sync released.
+    pub by: Option<Caller>,
+    /// The open group of that apply, or now.
+    pub group: u64,
+    /// Whether replies to fetches may have been withheld before it.
+    pub had_withheld: bool,
+}
+
+/// How the server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The machine loses power: nothing unsynced survives, or some of it.
+    PowerLoss,
+    /// The process is killed.
+    Kill,
+    /// It stops in order.
+    Clean,
+}
+
+impl World {
+    pub fn new(seed: u64, is_verbose: bool) -> Checked<Self> {
+        let mut rng = Rng::with_seed(seed);
+        let plan = Plan::draw(&mut rng);
+        let store_options = StoreOptions {
+            overlay_bytes_max: plan.overlay_bytes_max,
+            checkpoint_bytes: plan.checkpoint_bytes,
+            slice_operations_max: plan.slice_operations_max,
+            log_bytes_max: plan.overlay_bytes_max as u64 * 4,
+            secret: Some([7; 32]),
+            ..StoreOptions::default()
+        };
+        let mut world = Self {
+            history: History::new(plan.queues.len(), plan.poison_losses),
+            clients: Clients::new(&plan),
+            rng,
+            plan,
+            clock: Clock::new(),
+            trace: Trace::new(is_verbose),
+            disk: MemoryDisk::new(),
+            store_options,
+            server: None,
+            is_faulty: false,
+            next_connection: 0,
+            next_request: 0,
+            pending: BTreeMap::new(),
+            has_withheld: false,
+            fetches: 0,
+            drained: Vec::new(),
+        };
+        world.start()?;
+        Ok(world)
+    }
+
+    /// One step: time passes, and something happens.
+    pub fn step(&mut self) -> Checked {
+        self.trace.step();
+        let pause = match self.rng.u32(..100) {
+            0..60 => self.rng.u64(..4),
+            60..90 => self.rng.u64(..40),
+            90..98 => self.rng.u64(..400),
+            _ => self.rng.u64(..4_000),
+        };
+        self.clock.advance(pause);
+        let plan = &self.plan;
+        let weights = [
+            plan.producers_weight,
+            plan.workers_weight,
+            plan.admin_weight,
+            plan.sync_weight,
+            plan.tick_weight,
+            plan.checkpoint_weight,
+            plan.clock_weight,
+            plan.trouble_weight,
+        ];
+        let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
+        let mut nth = 0;
+        while drawn >= weights[nth] {
+            drawn -= weights[nth];
+            nth += 1;
+        }
+        match nth {
+            0 => self.step_producer()?,
+            1 => self.step_worker()?,
+            2 => self.step_admin()?,
+            3 => self.step_sync()?,
+            4 => self.tick(4)?,
+            5 => self.step_checkpoint()?,
+            6 => self.step_clock(),
+            _ => self.step_trouble()?,
+        }
+        self.check()
+    }
+
+    /// What must hold after every step.
+    fn check(&self) -> Checked {
+        match &self.server {
+            Some(server) => server.core.engine().check_invariants(),
+            None => Ok(()),
+        }
+    }
+
+    fn step_clock(&mut self) {
+        match self.rng.u32(..10) {
+            0 | 1 if self.plan.has_jumps => {
+                let hour = 3_600_000;
+                let ms = self.rng.i64(-hour..=hour);
+                self.clock.jump(ms);
+                self.trace.note(
+                    self.clock.elapsed(),
+                    "the wall clock steps by {} ms (+ 1 h)",
+                    &[(ms + hour) as u64],
+                );
+            }
+            2..5 => {
+                let ms = self.rng.u64(1_000..10_000);
+                self.clock.advance(ms);
+                self.trace
+                    .note(self.clock.elapsed(), "everything stalls for {} ms", &[ms]);
+            }
+            _ => self.sleep_until_wakeup(20_000),
+        }
+    }
+
+    /// Time passes until the server has something to do, at most so long.
+    pub fn sleep_until_wakeup(&mut self, ms_max: u64) {
+        let now = self.clock.now();
+        let wait = self
+            .server
+            .as_ref()
+            .and_then(|server| server.core.next_wakeup(now));
+        let ms = wait.map_or(ms_max, |wait| wait.0).min(ms_max);
+        self.clock.advance(ms);
+        self.trace.note(self.clock.elapsed(), "{} ms pass", &[ms]);
+    }
+
+    // The server's threads.
+
+    fn step_sync(&mut self) -> Checked {
+        let is_whole = self.rng.u32(..10) < 7;
+        for _ in 0..3 {
+            self.sync_part()?;
+            let is_done = self
+                .server
+                .as_ref()
+                .is_none_or(|server| server.sync == Sync::Idle);
+            if is_done || !is_whole {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals, syncs and releases, the next of the three.
+    fn sync_part(&mut self) -> Checked {
+        let now = self.clock.now();
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let result = match server.sync {
+            Sync::Idle => {
+                if server.store.is_full() {
+                    return self.make_room();
+                }
+                server.core.seal(now).map(|_| Sync::Sealed)
+            }
+            Sync::Sealed => server.store.sync().map(Sync::Synced),
+            Sync::Synced(durable) => {
+                server.sync = Sync::Idle;
+                return self.release(durable);
+            }
+        };
+        match result {
+            Ok(next) => {
+                server.sync = next;
+                if let Sync::Synced(group) = next {
+                    self.history.durable = group.0;
+                    self.trace
+                        .note(self.clock.elapsed(), "group {} is durable", &[group.0]);
+                }
+                Ok(())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn release(&mut self, durable: GroupNumber) -> Checked {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let released = server.core.synced(durable);
+        let is_settled = !server.core.is_dirty();
+        let context = Context {
+            by: None,
+            group: server.core.engine().open_group().0,
+            had_withheld: true,
+        };
+        self.take(released, context)?;
+        if is_settled {
+            self.has_withheld = false;
+            // What was detached and is not answered by now never will be.
+            self.pending.retain(|_, pending| {
+                let is_over = pending.is_detached && pending.asked.is_fetch();
+                self.fetches -= usize::from(is_over);
+                !is_over
+            });
+        }
+        Ok(())
+    }
+
+    /// Seals, syncs and releases everything.
+    pub fn settle(&mut self) -> Checked {
+        for _ in 0..6 {
+            self.sync_part()?;
+        }
+        while self
+            .server
+            .as_ref()
+            .is_some_and(|server| server.core.is_dirty())
+        {
+            self.sync_part()?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self) -> Checked {
+        for _ in 0..1_000 {
+            let Some(server) = &self.server else {
+                return Ok(());
+            };
+            if !server.store.is_full() {
+                return Ok(());
+            }
+            self.checkpoint_slice()?;
+        }
+        Err("checkpoints make no room".to_owned())
+    }
+
+    fn step_checkpoint(&mut self) -> Checked {
+        for _ in 0..self.rng.u32(1..6) {
+            let is_due = match &self.server {
+                Some(server) => server.store.checkpoint_due(true),
+                None => false,
+            };
+            if !is_due || self.checkpoint_slice()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One slice; whether the checkpoint is through.
+    fn checkpoint_slice(&mut self) -> Checked<bool> {
+        let Some(server) = &self.server else {
+            return Ok(true);
+        };
+        match server.store.checkpoint_slice() {
+            Ok(progress) => {
+                self.history.durable = self.history.durable.max(server.store.durable().0);
+                let is_done = progress == CheckpointProgress::Done;
+                self.trace.note(
+                    self.clock.elapsed(),
+                    "a checkpoint slice, done: {}",
+                    &[u64::from(is_done)],
+                );
+                Ok(is_done)
+            }
+            Err(error) => self.failed(&error).map(|()| true),
+        }
+    }
+
+    /// Fires what is due, at most so many slices.
+    pub fn tick(&mut self, max: u32) -> Checked {
+        for _ in 0..max {
+            let now = self.clock.now();
+            let Some(server) = &mut self.server else {
+                return Ok(());
+            };
+            if server.core.next_wakeup(now).is_none_or(|wait| wait.0 > 0) {
+                server.ticks = 0;
+                return Ok(());
+            }
+            server.ticks += 1;
+            if server.ticks > 500 {
+                return Err("the timer has something to do for ever".to_owned());
+            }
+            self.trace.note(self.clock.elapsed(), "tick", &[]);
+            self.apply(Command::Tick, None)?;
+        }
+        Ok(())
+    }
+
+    // Requests.
+
+    pub fn connect(&mut self) -> ConnectionId {
+        self.next_connection += 1;
+        ConnectionId(self.next_connection)
+    }
+
+    /// Whether there is a server to talk to.
+    pub fn is_up(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// The open group of the server.
+    pub fn open_group(&self) -> u64 {
+        self.server
+            .as_ref()
+            .map_or(0, |server| server.core.engine().open_group().0)
+    }
+
+    pub fn store(&self) -> Option<(Arc<Store>, &Core)> {
+        let server = self.server.as_ref()?;
+        Some((Arc::clone(&server.store), &server.core))
+    }
+
+    /// Sends a request, which is applied at once.
+    pub fn request(&mut self, from: &From, operation: Operation, asked: Asked) -> Checked {
+        if self.server.is_none() {
+            return Ok(());
+        }
+        self.next_request += 1;
+        let caller = Caller {
+            connection: from.connection,
+            request: self.next_request,
+        };
+        let mono = self.clock.now().mono.0;
+        if let Some(session) = from.session {
+            self.history.session_seen(session, mono);
+        }
+        self.fetches += usize::from(asked.is_fetch());
+        self.pending.insert(
+            caller,
+            Pending {
+                asked,
+                group: self.open_group(),
+                mono,
+                session: from.session,
+                is_detached: false,
+            },
+        );
+        let origin = Origin {
+            caller,
+            namespace: from.namespace.clone(),
+            session: from.session,
+            producer: from.producer,
+        };
+        self.apply(Command::Request(origin, operation), Some(caller))?;
+        Ok(())
+    }
+
+    /// Opens or resumes a session.
+    pub fn open_session(
+        &mut self,
+        from: &From,
+        hello: SessionHello,
+    ) -> Checked<Option<SessionOpened>> {
+        let origin = Origin {
+            caller: Caller {
+                connection: from.connection,
+                request: 0,
+            },
+            namespace: from.namespace.clone(),
+            session: None,
+            producer: None,
+        };
+        self.apply(Command::OpenSession { origin, hello }, None)
+    }
+
+    /// A connection is gone.
+    pub fn detach(&mut self, connection: ConnectionId, session: Option<SessionId>) -> Checked {
+        let (first, last) = (0, u64::MAX);
+        let range = Caller {
+            connection,
+            request: first,
+        }..=Caller {
+            connection,
+            request: last,
+        };
+        for (_, pending) in self.pending.range_mut(range) {
+            pending.is_detached = true;
+        }
+        self.trace.note(
+            self.clock.elapsed(),
+            "connection {} is gone",
+            &[connection.0],
+        );
+        let command = Command::Detach {
+            connection,
+            session,
+        };
+        self.apply(command, None).map(|_| ())
+    }
+
+    fn apply(&mut self, command: Command, by: Option<Caller>) -> Checked<Option<SessionOpened>> {
+        let now = self.clock.now();
+        let Some(server) = &mut self.server else {
+            return Ok(None);
+        };
+        let context = Context {
+            by,
+            group: server.core.engine().open_group().0,
+            had_withheld: self.has_withheld,
+        };
+        match server.core.apply(now, command) {
+            Ok(mut released) => {
+                let session = released.session.take();
+                self.take(released, context)?;
+                self.has_withheld |= self.fetches > 0;
+                Ok(session)
+            }
+            Err(error) => self.failed(&error).map(|()| None),
+        }
+    }
+
+    /// Hands out what the server released.
+    fn take(&mut self, released: Released, context: Context) -> Checked {
+        let Released {
+            replies, notices, ..
+        } = released;
+        for (connection, notice) in notices {
+            self.notice(connection, notice, context)?;
+        }
+        let mut last = Vec::new();
+        for Reply { caller, result, .. } in replies {
+            let Some(pending) = self.pending.remove(&caller) else {
+                return Err(format!("{caller:?} was answered twice, or had not asked"));
+            };
+            self.fetches -= usize::from(pending.asked.is_fetch());
+            // That a queue is paused holds from the moment on in which all of this was read.
+            match pending.asked {
+                Asked::Pause { .. } => last.push((caller, pending, result)),
+                _ => self.reply(caller, pending, result, context)?,
+            }
+        }
+        for (caller, pending, result) in last {
+            self.reply(caller, pending, result, context)?;
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, _to: ConnectionId, notice: Notice, context: Context) -> Checked {
+        let mono = self.clock.now().mono.0;
+        if let Notice::Lost { leases } = notice {
+            for lease in leases {
+                self.trace
+                    .note(self.clock.elapsed(), "lease {} is lost", &[lease.lease.0]);
+                self.history.lease_lost(lease.lease, mono, context.group)?;
+            }
+        }
+        Ok(())
+    }
+
+    // Trouble.
+
+    fn step_trouble(&mut self) -> Checked {
+        if self.is_faulty || self.server.is_none() {
+            return Ok(());
+        }
+        match self.rng.u32(..10) {
+            0..3 => {
+                let fault = [Fault::Io, Fault::NoSpace][self.rng.usize(..2)];
+                let nth = self.rng.u64(..30);
+                self.trace.note(
+                    self.clock.elapsed(),
+                    "the {} th call of the disk will fail",
+                    &[nth],
+                );
+                self.disk.fail_at(nth, fault);
+                self.is_faulty = true;
+                Ok(())
+            }
+            3..6 => self.end(End::PowerLoss),
+            6..8 => self.end(End::Kill),
+            _ => self.end(End::Clean),
+        }
+    }
+
+    /// A call of the store failed: right when the disk was told to fail. Nothing is answered from
+    /// here on; the process ends.
+    pub fn failed(&mut self, error: &StoreError) -> Checked {
+        if !self.is_faulty {
+            return Err(format!("the store failed by itself: {error}"));
+        }
+        self.trace
+            .note(self.clock.elapsed(), "the disk has failed", &[]);
+        let now = self.clock.now();
+        if let Some(server) = &mut self.server {
+            let sealed = server.core.seal(now);
+            if sealed.is_ok_and(|was_dirty| was_dirty) || server.store.sync().is_ok() {
+                return Err("I19: the store goes on after an error".to_owned());
+            }
+        }
+        self.crash(End::PowerLoss)
+    }
+
+    fn end(&mut self, end: End) -> Checked {
+        self.trace.note(
+            self.clock.elapsed(),
+            "the server ends ({}: 0 power loss, 1 killed, 2 in order)",
+            &[end as u64],
+        );
+        if end == End::Clean {
+            self.settle()?;
+            let Some(server) = &self.server else {
+                return Ok(());
+            };
+            if let Err(error) = server.store.close() {
+                return self.failed(&error);
+            }
+        } else if self.rng.bool() {
+            // In the middle of a sync.
+            let now = self.clock.now();
+            self.disk.fail_at(self.rng.u64(..3), Fault::Io);
+            if let Some(server) = &mut self.server {
+                let _ = server.core.seal(now);
+                let _ = server.store.sync();
+            }
+        }
+        self.crash(end)
+    }
+
+    fn crash(&mut self, end: End) -> Checked {
+        let mono = self.clock.now().mono.0;
+        let Some(server) = self.server.take() else {
+            return Ok(());
+        };
+        let open = server.core.engine().open_group().0;
+        drop(server);
+        self.history.stopped(mono);
+        let (groups, batches) = self.disk.unsynced();
+        let groups_kept = match end {
+            End::Kill | End::Clean => groups,
+            End::PowerLoss => self.rng.usize(..=groups),
+        };
+        let batches_kept = match end {
+            End::Clean => batches,
+            End::PowerLoss | End::Kill => self.rng.usize(..=batches),
+        };
+        self.disk.crash(&Crash {
+            groups_kept,
+            batches_kept,
+        });
+        self.is_faulty = false;
+        self.pending.clear();
+        self.fetches = 0;
+        self.has_withheld = false;
+        self.clients.server_ended();
+        self.clock.advance(self.rng.u64(..3_000));
+        let group = self.start()?;
+        if let Some(group) = group
+            && group >= open + 1
+        {
+            return Err(format!("group {group} was recovered, {open} was open"));
+        }
+        Ok(())
+    }
+
+    /// Starts the server, over and over until it stands; the last group that it found.
+    fn start(&mut self) -> Checked<Option<u64>> {
+        let mut found = None;
+        for attempt in 0.. {
+            if attempt > 0 || self.rng.u32(..8) > 0 {
+                // An undisturbed start, in the end.
+                found = self.open(attempt < 3)?;
+            } else {
+                self.disk.fail_at(self.rng.u64(..12), Fault::Io);
+                self.is_faulty = true;
+                found = self.open(true)?.or(found);
+            }
+            if self.server.is_some() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn open(&mut self, may_fail: bool) -> Checked<Option<u64>> {
+        self.clock.boot();
+        let now = self.clock.now();
+        let opened = self.disk.open(&self.store_options);
+        let (store, recovered): (Store, Recovered) = match opened {
+            Ok(opened) => opened,
+            Err(_) if self.is_faulty && may_fail => {
+                self.disk.crash(&Crash::default());
+                self.is_faulty = false;
+                return Ok(None);
+            }
+            Err(error) => return Err(format!("the store does not open: {error}")),
+        };
+        let group = recovered.group.0;
+        self.trace.note(
+            self.clock.elapsed(),
+            "the server starts at group {}",
+            &[group],
+        );
+        if group < self.history.durable {
+            return Err(format!(
+                "I1: {} was durable, {group} is recovered",
+                self.history.durable
+            ));
+        }
+        self.history.durable = group;
+        self.history.restarted(group)?;
+        let options = Options {
+            heads: HeadBudget {
+                heads_max: self.plan.heads_max,
+                bytes_max: 1 << 20,
+            },
+            poison_losses: self.plan.poison_losses,
+            settled_max: self.plan.settled_max,
+            seed: self.rng.u64(..),
+            ..Options::default()
+        };
+        let store = Arc::new(store);
+        let core = Core::open(now, options, Arc::clone(&store), recovered);
+        self.server = Some(Server {
+            core,
+            store,
+            sync: Sync::Idle,
+            ticks: 0,
+        });
+        // Nothing is granted before the first group is durable.
+        for _ in 0..3 {
+            let Some(server) = &mut self.server else {
+                return Ok(Some(group));
+            };
+            let result = match server.sync {
+                Sync::Idle => server.core.seal(now).map(|_| Sync::Sealed),
+                Sync::Sealed => server.store.sync().map(Sync::Synced),
+                Sync::Synced(durable) => {
+                    self.history.durable = durable.0;
+                    server.core.synced(durable);
+                    Ok(Sync::Idle)
+                }
+            };
+            match result {
+                Ok(next) => server.sync = next,
+                Err(_) if self.is_faulty => {
+                    self.server = None;
+                    let (groups, batches) = self.disk.unsynced();
+                    self.disk.crash(&Crash {
+                        groups_kept: self.rng.usize(..=groups),
+                        batches_kept: self.rng.usize(..=batches),
+                    });
+                    self.is_faulty = false;
+                    return Ok(Some(group));
+                }
+                Err(error) => return Err(format!("the first group is not durable: {error}")),
+            }
+        }
+        // What is left of a fault that nothing has met yet.
+        self.audit()?;
+        Ok(Some(group))
+    }
+
+    /// Ends all trouble.
+    pub fn calm(&mut self) -> Checked {
+        if self.is_faulty {
+            self.end(End::PowerLoss)?;
+        }
+        self.end(End::Clean)
+    }
+}
+
+/// The body of a reply of this kind.
+pub fn unexpected(body: &ReplyBody) -> String {
+    format!("an answer of another kind: {body:?}")
+}
