@@ -1,14 +1,21 @@
 //! What is answered before anything is durable: over a log that never syncs, a server says hello,
 //! hears heartbeats and grants durable jobs, and answers nothing else with ok.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use ganger_engine::{
     Options,
     command::{Caller, Command, ConnectionId, Mono, Now, Origin},
 };
 use ganger_protocol::{
-    JobSpec, NamespaceName, SessionId, Timestamp,
+    DurationMs, JobSpec, NamespaceName, SessionId, Timestamp,
     request::{
         Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat, Operation,
         Push, QueueNames, Release, ReleaseItem, SessionHello,
@@ -16,9 +23,12 @@ use ganger_protocol::{
     response::ReplyBody,
 };
 use ganger_server::{
+    config::Sync,
     driver::{Core, Released},
     store::{StoreOptions, memory::MemoryDisk},
 };
+use serde_json::json;
+use support::{Connection, InProcess};
 
 const NOW: Now = Now {
     wall: Timestamp(1_000_000),
@@ -247,4 +257,36 @@ fn what_a_failed_sync_was_to_make_durable_is_never_answered() {
     let origin = unsynced.origin();
     let _ = unsynced.core.apply(NOW, Command::Request(origin, push(1)));
     unsynced.core.seal(NOW).expect_err("nothing more is taken");
+}
+
+#[test]
+fn with_a_sync_every_50_ms_there_is_one_although_requests_never_pause() {
+    let server = InProcess::with(|config| config.sync = Sync::Interval(DurationMs(50)));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut producer = Connection::open(server.address);
+                while !is_over.load(Ordering::Acquire) {
+                    producer.push(json!({ "kind": "k", "queue": "other" }));
+                }
+            });
+        }
+        let mut worker = Connection::worker(server.address);
+        worker.push(json!({ "kind": "k" }));
+        let job = worker.wait("default");
+        // A fetch with answers waits until they are durable, in this mode, too.
+        let acks = json!([crate::lease(&job)]);
+        let fetch = json!({ "queues": ["default"], "max": 1, "acks": acks });
+        let soon = Some(Duration::from_secs(3));
+        worker
+            .socket()
+            .set_read_timeout(soon)
+            .expect("a live socket");
+        let id = worker.send("fetch", fetch);
+        let frame = worker.try_frame();
+        is_over.store(true, Ordering::Release);
+        let reply = frame.expect("a reply in time").expect("a live server");
+        assert_eq!(support::from_map(&reply).expect("a reply")["id"], id);
+    });
 }

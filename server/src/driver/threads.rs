@@ -60,6 +60,7 @@ impl Shard {
     /// when there is nothing left and the shard stops.
     fn sync_once(&self) -> Result<bool, StoreError> {
         let mut inner = self.lock();
+        let mut dirty_since = None;
         while !inner.core.is_awaited() {
             if self.has_failed() {
                 return Ok(false);
@@ -79,12 +80,13 @@ impl Shard {
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = self.dirty.wait_timeout(inner, self.unawaited_sync_after);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            inner = guard;
-            if timeout.timed_out() {
+            // Counted from the first change: each further one wakes this thread, too.
+            let waited = dirty_since.get_or_insert_with(Stopwatch::start).elapsed();
+            let Some(rest) = self.unawaited_sync_after.checked_sub(waited) else {
                 break;
-            }
+            };
+            let waited = self.dirty.wait_timeout(inner, rest);
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         inner.sync_is_idle = false;
         if self.has_failed() {
