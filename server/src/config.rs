@@ -87,7 +87,7 @@ pub struct LimitsConfig {
     pub connections_max: u32,
     /// Connections of one address that is not this machine, 1…1 000 000. Default 1 000.
     pub connections_per_address_max: u32,
-    /// Bytes of requests and replies in flight overall, 1MiB…64GiB. Default `256MiB`.
+    /// Bytes of unfinished requests overall, 1MiB…64GiB. Default `256MiB`.
     pub in_flight_bytes_max: Size,
     /// Bytes of the frame with `hello`, 512B…64KiB. Default `4KiB`.
     pub hello_bytes_max: Size,
@@ -105,13 +105,13 @@ pub struct LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// Cache of the table, 1MiB…64GiB a shard. Default `64MiB`.
+    /// Cache of the table, 1MiB…64GiB a shard. Default `32MiB`.
     pub cache_bytes: Size,
     /// A segment of the log, 1MiB…1GiB. Default `64MiB`.
     pub log_segment_bytes: Size,
-    /// Changes in memory that are not in the table yet, 1MiB…4GiB. Default `64MiB`.
+    /// Changes in memory that are not in the table yet, 1MiB…4GiB. Default `32MiB`.
     pub overlay_bytes_max: Size,
-    /// A checkpoint after so much log, 1MiB…4GiB. Default `32MiB`.
+    /// A checkpoint after so much log, 1MiB…4GiB. Default `16MiB`.
     pub checkpoint_bytes: Size,
     /// A checkpoint at the latest after this time, 100ms…10m. Default `5s`.
     pub checkpoint_interval: Span,
@@ -185,10 +185,10 @@ impl Default for LimitsConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            cache_bytes: Size::mib(64),
+            cache_bytes: Size::mib(32),
             log_segment_bytes: Size::mib(64),
-            overlay_bytes_max: Size::mib(64),
-            checkpoint_bytes: Size::mib(32),
+            overlay_bytes_max: Size::mib(32),
+            checkpoint_bytes: Size::mib(16),
             checkpoint_interval: secs(5),
         }
     }

@@ -1,8 +1,6 @@
 //! Rust text taken apart just far enough for the rules: what is code and what a string or comment,
 //! what is compiled for tests only, which paths are named, what is defined. Not a parser.
 
-use std::ops::Range;
-
 /// Rust code with comments and the contents of strings blanked out, offsets unchanged: one ASCII
 /// character for each character of the source.
 pub(crate) struct Code {
@@ -167,38 +165,6 @@ impl Code {
                     .is_empty()
             })
             .map(|pair| (self.line(pair[1].0), pair[0].1, pair[1].1))
-            .collect()
-    }
-
-    /// Strings that stand at either side of `=>`, or anywhere in the value of a constant: where
-    /// names of the protocol are written down.
-    pub(crate) fn tabled_strings(&self) -> Vec<&str> {
-        let constants = self.constants();
-        let tabled = |at: usize, length: usize| {
-            let after = self
-                .text
-                .get(at + length..)
-                .unwrap_or_default()
-                .trim_start();
-            self.text[..at].trim_end().ends_with("=>")
-                || after.starts_with("=>")
-                || (after.starts_with('|') && !after.starts_with("||"))
-                || constants.iter().any(|range| range.contains(&at))
-        };
-        let strings = self.strings.iter();
-        strings
-            .filter(|(at, string)| tabled(*at, string.chars().count() + 2))
-            .map(|(_, string)| string.as_str())
-            .collect()
-    }
-
-    fn constants(&self) -> Vec<Range<usize>> {
-        words(&self.text)
-            .filter(|(_, word)| matches!(*word, "const" | "static"))
-            // Not `&'static`, `*const`, nor `<const N: usize>`.
-            .filter(|(at, _)| !self.text[..*at].trim_end().ends_with(['\'', '*', '<', ',']))
-            .map(|(at, _)| at..at + item(&self.text[at..]))
-            .filter(|range| self.text[range.clone()].contains('='))
             .collect()
     }
 

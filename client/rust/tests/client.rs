@@ -13,11 +13,10 @@
     reason = "tests and their helpers"
 )]
 
-mod common;
+mod scripted;
 
 use std::time::Duration;
 
-use common::*;
 use ganger_client::{
     Client, ConnectError, Error, ErrorCode, Job, Unknown,
     protocol::{
@@ -26,6 +25,7 @@ use ganger_client::{
         response::{CountReply, Notice, ReplyBody, StatsReply},
     },
 };
+use scripted::*;
 use tokio::task::JoinHandle;
 
 fn push(client: &Client, kind: &str) -> JoinHandle<Result<ganger_client::JobId, Error>> {

@@ -13,7 +13,7 @@
     reason = "tests and their helpers"
 )]
 
-mod common;
+mod scripted;
 
 use std::{
     sync::{
@@ -23,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use ganger_client::{
     CancelReason, Context, Error, ErrorCode, Failure, LeasedJob, Tally, Worker, WorkerBuilder,
     protocol::{
@@ -32,6 +31,7 @@ use ganger_client::{
         response::{HeartbeatReply, LeaseReply, LeaseResult, Notice, ReplyBody},
     },
 };
+use scripted::*;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,

@@ -20,7 +20,8 @@ use crate::{
 
 impl Engine {
     /// What must be read to answer leases: the job of a live one that is to be rewritten or has a
-    /// record, and of one that is not live, to say what became of it. No answer: an extension.
+    /// record, and of one that is not live, to say what became of it, even when its answer is
+    /// remembered: another one of the request may take that place. No answer: an extension.
     pub(crate) fn needs_of_answers(
         &self,
         leases: impl Iterator<Item = (JobId, LeaseId)>,
@@ -33,7 +34,6 @@ impl Engine {
                 (Some(lease), Some(Answer::Ack)) if !lease.has_record => None,
                 (Some(_), Some(Answer::Ack)) => self.need_of_job(job, false),
                 (Some(_), Some(Answer::Fail | Answer::Release)) => self.need_of_job(job, true),
-                (None, Some(_)) if self.leases.answered(&job, number) == answer => None,
                 (None, _) => self.need_of_job(job, false),
             };
             needs.extend(need);

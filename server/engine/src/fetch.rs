@@ -233,7 +233,9 @@ impl Engine {
             .collect();
         let deficits = self.sessions.find_mut(session)?.deficits(&fetch.queues);
         let total: i64 = ready.iter().map(|(_, weight)| i64::from(*weight)).sum();
-        deficits.retain(|queue, _| candidates.iter().any(|(known, _)| known == queue));
+        if deficits.len() > candidates.len() {
+            deficits.retain(|queue, _| candidates.iter().any(|(known, _)| known == queue));
+        }
         let mut best: Option<(i64, QueueNumber)> = None;
         for (queue, weight) in ready {
             let deficit = deficits.entry(*queue).or_default();

@@ -254,16 +254,25 @@ impl OpenGroup {
     pub(crate) fn put_error(&mut self, job: JobId, slot: u8, error: Box<JobError>, earlier: u16) {
         self.operations += 1 + usize::from(earlier);
         self.bytes += 64 + error.message.len() + error.backtrace.len();
-        self.blobs.insert(
-            (job, BlobKind::Error(slot)),
-            BlobChange::Error(error, earlier),
-        );
+        let kind = BlobKind::Error(slot);
+        let earlier = earlier.max(self.parts_before(job, kind));
+        self.blobs
+            .insert((job, kind), BlobChange::Error(error, earlier));
     }
 
     pub(crate) fn delete_blob(&mut self, job: JobId, kind: BlobKind, parts: u16) {
         if parts > 0 {
             self.operations += usize::from(parts);
+            let parts = parts.max(self.parts_before(job, kind));
             self.blobs.insert((job, kind), BlobChange::Delete(parts));
+        }
+    }
+
+    /// Parts that the store may have of a blob which this group changes already.
+    fn parts_before(&self, job: JobId, kind: BlobKind) -> u16 {
+        match self.blobs.get(&(job, kind)) {
+            Some(BlobChange::Error(_, parts) | BlobChange::Delete(parts)) => *parts,
+            Some(BlobChange::Content(_)) | None => 0,
         }
     }
 

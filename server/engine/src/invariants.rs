@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Engine, records::QueueNumber};
+use crate::{Engine, records::QueueNumber, window::HeadJob};
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -72,6 +72,13 @@ impl Engine {
                         head.id
                     ));
                 }
+            }
+            let heads_of = queue.windows().flat_map(|(_, window)| &window.heads);
+            if let Some(head) = heads_of.into_iter().find(|head| !may_run(head)) {
+                return Err(format!(
+                    "I9: {:?} has failed too often to be ready",
+                    head.id
+                ));
             }
             let ready = queue.record.counters.ready;
             if known > ready || is_whole && known != ready {
@@ -227,6 +234,16 @@ impl Engine {
         match held.iter().find(|(_, count)| *count > 0) {
             Some((what, count)) => Err(format!("{count} {what} are left")),
             None => Ok(()),
+        }
+    }
+}
+
+/// I9: whether a ready job has an attempt left.
+fn may_run(head: &crate::window::Head) -> bool {
+    match &head.job {
+        HeadJob::Packed(_) => true,
+        HeadJob::Record(record) => {
+            record.content.is_none() || record.failures < record.max_attempts()
         }
     }
 }

@@ -432,10 +432,27 @@ impl World {
 
     /// Applies a command as the driver does: reads what it needs until it needs nothing.
     pub(crate) fn step(&mut self, command: Command) -> Option<SessionOpened> {
+        let facts = self.read(&command);
+        let told = match &command {
+            Command::Request(_, operation) => operation.op(),
+            Command::OpenSession { .. } => "hello",
+            Command::Detach { .. } => "detach",
+            Command::Durable(_) => "durable",
+            Command::Tick => "tick",
+        };
+        let outcome = self.engine.apply(self.now, command, &facts);
+        if let Err(broken) = self.engine.check_invariants() {
+            panic!("{broken}\nafter {told}");
+        }
+        self.take_in(outcome)
+    }
+
+    /// Reads what a command needs until it needs nothing more.
+    fn read(&mut self, command: &Command) -> Facts {
         let mut facts = Facts::default();
         for round in 0.. {
             assert!(round < 10_000, "{command:?} never stops asking");
-            let needs = self.engine.needs(self.now, &command, &facts);
+            let needs = self.engine.needs(self.now, command, &facts);
             if needs.is_empty() {
                 break;
             }
@@ -448,11 +465,7 @@ impl World {
                 facts.insert(need, fact);
             }
         }
-        let outcome = self.engine.apply(self.now, command.clone(), &facts);
-        if let Err(broken) = self.engine.check_invariants() {
-            panic!("{broken}\nafter {command:?}");
-        }
-        self.take_in(outcome)
+        facts
     }
 
     fn take_in(&mut self, outcome: Outcome) -> Option<SessionOpened> {
@@ -573,6 +586,28 @@ impl World {
     pub(crate) fn reply(&mut self, caller: Caller) -> Option<Reply> {
         let nth = self.replies.iter().position(|it| it.caller == caller)?;
         Some(self.replies.remove(nth))
+    }
+
+    /// Sends a request without checking every rule after it; its reply is dropped.
+    pub(crate) fn send_unchecked(&mut self, worker: SessionId, operation: Operation) {
+        let origin = self.origin(ConnectionId(worker.0), Some(worker));
+        self.apply_unchecked(Command::Request(origin, operation));
+    }
+
+    /// Pushes without checking every rule after it.
+    pub(crate) fn push_unchecked(&mut self, jobs: Vec<JobSpec>) {
+        let origin = self.origin(PRODUCER, None);
+        let push = Push {
+            jobs,
+            atomic: false,
+            seq: None,
+        };
+        self.apply_unchecked(Command::Request(origin, Operation::Push(push)));
+    }
+
+    fn apply_unchecked(&mut self, command: Command) {
+        let facts = self.read(&command);
+        self.engine.apply(self.now, command, &facts);
     }
 
     fn ask(

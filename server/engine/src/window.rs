@@ -43,8 +43,10 @@ impl HeadJob {
         }
     }
 
+    /// About what a head with this job takes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        128 + self.content().map_or(0, |content| content.bound_bytes())
+        let fixed = size_of::<Head>() + size_of::<Content>();
+        fixed + self.content().map_or(0, |content| content.bound_bytes())
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, sync::PoisonError, time::Duration};
 
 use ganger_engine::command::Command;
 
-use super::{Delivery, Released, Shard, UNDURABLE_BYTES_MAX};
+use super::{Delivery, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError},
@@ -60,6 +60,7 @@ impl Shard {
     /// when there is nothing left and the shard stops.
     fn sync_once(&self) -> Result<bool, StoreError> {
         let mut inner = self.lock();
+        let mut dirty_since = None;
         while !inner.core.is_awaited() {
             if self.has_failed() {
                 return Ok(false);
@@ -71,22 +72,24 @@ impl Shard {
                 }
                 return Ok(false);
             }
-            inner.sync_is_idle = true;
             if !is_dirty {
+                inner.sync_sleeps = Sleep::UntilDirty;
                 inner = self
                     .dirty
                     .wait(inner)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = self.dirty.wait_timeout(inner, self.unawaited_sync_after);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            inner = guard;
-            if timeout.timed_out() {
+            // Counted from the first change: a further one does not begin it anew.
+            inner.sync_sleeps = Sleep::UntilAwaited;
+            let waited = dirty_since.get_or_insert_with(Stopwatch::start).elapsed();
+            let Some(rest) = self.unawaited_sync_after.checked_sub(waited) else {
                 break;
-            }
+            };
+            let waited = self.dirty.wait_timeout(inner, rest);
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        inner.sync_is_idle = false;
+        inner.sync_sleeps = Sleep::Not;
         if self.has_failed() {
             return Ok(false);
         }

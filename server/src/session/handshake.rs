@@ -7,7 +7,7 @@ use ganger_engine::{command::Producer, records::ProducerNumber};
 use ganger_protocol::{
     Bytes, ErrorCode, NamespaceName, Timestamp, VERSION, VERSION_MIN, WireError,
     limits::Limits,
-    request::{Hello, SessionHello},
+    request::{Hello, LeaseRef, SessionHello},
     response::Welcome,
 };
 
@@ -53,6 +53,8 @@ pub struct Accepted {
     pub namespace: NamespaceName,
     /// The session to open or resume; a secret in it was verified.
     pub session: Option<SessionHello>,
+    /// What was held in a session that is not the worker's: all of it is lost.
+    pub lost: Vec<LeaseRef>,
     /// The producer, made or verified.
     pub producer: Option<Producer>,
 }
@@ -61,9 +63,8 @@ pub struct Accepted {
 ///
 /// # Errors
 /// `bad_request` for a version that is not spoken, `unauthorized` for a proof that is wrong,
-/// `forbidden` for a namespace or session that is not for this token, `not_found` for a session's
-/// secret that is not ours, `unknown_producer` for a producer that is not. The connection ends
-/// after each of them.
+/// `forbidden` for a namespace or session that is not for this token, `unknown_producer` for a
+/// producer that is not ours. The connection ends after each of them.
 pub fn accept(hello: Hello, terms: &Terms<'_>) -> Result<Accepted, WireError> {
     if !(VERSION_MIN..=VERSION).contains(&hello.v) {
         return Err(WireError::bad_request(
@@ -82,9 +83,14 @@ pub fn accept(hello: Hello, terms: &Terms<'_>) -> Result<Accepted, WireError> {
             &format!("the namespace {}", hello.namespace),
         ));
     }
-    if let Some(session) = &hello.session {
-        check_session(session, &identity, terms.secret)?;
+    if hello.session.is_some() && !identity.has(Verb::Work) {
+        return Err(forbidden("session", &identity, "the verb work"));
     }
+    let mut session = hello.session;
+    let lost = session
+        .as_mut()
+        .map(|session| disown(session, terms.secret))
+        .unwrap_or_default();
     let producer = match hello.producer {
         None => None,
         Some(producer) => Some(match producer.id {
@@ -102,29 +108,19 @@ pub fn accept(hello: Hello, terms: &Terms<'_>) -> Result<Accepted, WireError> {
         v: hello.v,
         identity,
         namespace: hello.namespace,
-        session: hello.session,
+        session,
+        lost,
         producer,
     })
 }
 
-fn check_session(
-    session: &SessionHello,
-    identity: &Identity,
-    secret: &ServerSecret,
-) -> Result<(), WireError> {
-    if !identity.has(Verb::Work) {
-        return Err(forbidden("session", identity, "the verb work"));
-    }
-    match &session.resume {
-        Some(resume) if !secret.verify_session(resume.id, &resume.secret) => Err(WireError {
-            field: Some("session.resume.secret".to_owned()),
-            ..WireError::new(
-                ErrorCode::NotFound,
-                "this server did not give this secret for this session; open a new session",
-            )
-        }),
-        Some(_) | None => Ok(()),
-    }
+/// A worker that shows a wrong secret is told what one with an unknown session is told: here is a
+/// new one, and what you held is lost. Answers with that.
+fn disown(session: &mut SessionHello, secret: &ServerSecret) -> Vec<LeaseRef> {
+    let wrong = session
+        .resume
+        .take_if(|resume| !secret.verify_session(resume.id, &resume.secret));
+    wrong.map(|resume| resume.held).unwrap_or_default()
 }
 
 fn unknown_producer() -> WireError {
@@ -150,7 +146,7 @@ fn forbidden(field: &str, identity: &Identity, what: &str) -> WireError {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        SessionId,
+        JobId, LeaseId, SessionId,
         request::{Auth, ProducerHello, Resume},
     };
 
@@ -277,26 +273,28 @@ mod tests {
 
     #[test]
     fn a_session_is_resumed_by_its_own_secret_only() {
-        let hello = |secret: String| {
+        let held = LeaseRef {
+            job: JobId::from_bytes([1; JobId::BYTES]),
+            lease: LeaseId(7),
+        };
+        let accepted = |secret: String| {
             let resume = Some(Resume {
                 id: SessionId(4),
                 secret,
-                held: Vec::new(),
+                held: vec![held],
             });
-            Hello {
-                session: Some(SessionHello {
-                    resume,
-                    ..SessionHello::default()
-                }),
-                ..hello()
-            }
+            let session = Some(SessionHello {
+                resume,
+                ..SessionHello::default()
+            });
+            let hello = Hello { session, ..hello() };
+            let accepted = check(&[], hello).unwrap();
+            (accepted.session.unwrap().resume.is_some(), accepted.lost)
         };
-        assert!(check(&[], hello(SERVER.session_secret(SessionId(4)))).is_ok());
-        let refused = check(&[], hello(SERVER.session_secret(SessionId(5)))).unwrap_err();
-        assert_eq!(
-            refused,
-            (ErrorCode::NotFound, "session.resume.secret".to_owned())
-        );
+        let own = SERVER.session_secret(SessionId(4));
+        assert_eq!(accepted(own), (true, Vec::new()));
+        let foreign = SERVER.session_secret(SessionId(5));
+        assert_eq!(accepted(foreign), (false, vec![held]));
     }
 
     #[test]

@@ -134,6 +134,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         peer,
         nonce,
         stage: Stage::Greeted,
+        held_bytes: 0,
     };
     session.run(reader).await;
     session.end();
@@ -147,6 +148,8 @@ struct Session {
     peer: SocketAddr,
     nonce: Nonce,
     stage: Stage,
+    /// Bytes of an unfinished frame, as they are counted over all connections.
+    held_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -214,7 +217,25 @@ impl Session {
             if self.take_frames(&mut buffer).await == Then::Close {
                 return;
             }
+            if !self.hold(buffer.len()) {
+                let message = "too many bytes of unfinished requests are in flight overall";
+                self.answer(
+                    0,
+                    Err(WireError::overloaded(message, DurationMs::from_secs(1))),
+                );
+                return;
+            }
         }
+    }
+
+    /// Counts the bytes of an unfinished frame; whether the server has room for them. A small one
+    /// always has it.
+    fn hold(&mut self, bytes: usize) -> bool {
+        let in_flight = &self.shared.in_flight_bytes;
+        let before = in_flight.fetch_add(bytes, Ordering::AcqRel);
+        in_flight.fetch_sub(self.held_bytes, Ordering::AcqRel);
+        self.held_bytes = bytes;
+        bytes <= READ_BYTES || before <= self.shared.in_flight_bytes_max
     }
 
     /// Waits while too much is not durable, or not read by the client.
@@ -243,6 +264,7 @@ impl Session {
         let now = self.shared.clock.now().mono;
         self.presence.seen_at.store(now.0, Ordering::Release);
         let mut commands = Vec::new();
+        let mut is_another = false;
         let then = loop {
             let limit = match &self.stage {
                 Stage::Greeted => self.shared.hello_bytes_max,
@@ -251,6 +273,7 @@ impl Session {
             match frame::decode(buffer, limit) {
                 Ok(None) => break Then::GoOn,
                 Ok(Some(map)) => {
+                    is_another = true;
                     if self.take_frame(&map, &mut commands).await == Then::Close {
                         break Then::Close;
                     }
@@ -263,7 +286,8 @@ impl Session {
         };
         let begun = if buffer.is_empty() { 0 } else { now.0.max(1) };
         let earlier = self.presence.begun_at.load(Ordering::Acquire);
-        if begun == 0 || earlier == 0 {
+        // A client that pipelines is always inside of a frame; its clock begins with each.
+        if begun == 0 || earlier == 0 || is_another {
             self.presence.begun_at.store(begun, Ordering::Release);
         }
         self.submit(&mut commands);
@@ -414,6 +438,7 @@ impl Session {
             identity,
             namespace,
             session,
+            mut lost,
             producer,
         } = accepted;
         let Some(shard) = self.shared.shards.home(&namespace) else {
@@ -443,11 +468,12 @@ impl Session {
             };
             opened.session = Some(session.id);
             self.presence.has_session.store(true, Ordering::Release);
+            lost.extend(session.lost);
             reply = Some(SessionReply {
                 id: session.id,
                 secret: self.shared.secret.session_secret(session.id),
                 ttl_ms: session.ttl,
-                lost: session.lost,
+                lost,
             });
         }
         let body = HelloReply {
@@ -493,7 +519,8 @@ impl Session {
         self.presence.outbox.flush(self.shared.clock.now().mono);
     }
 
-    fn end(self) {
+    fn end(mut self) {
+        self.hold(0);
         let connection = self.presence.outbox.connection();
         self.flush();
         if let Stage::Open(opened) = &self.stage {

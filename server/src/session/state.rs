@@ -33,13 +33,13 @@ impl State {
     /// Whether this operation is legal now.
     ///
     /// # Errors
-    /// `unauthorized` before `hello`, else `bad_request`, saying what is missing.
+    /// `bad_request` about `op` or `seq`, saying what is missing.
     pub fn check(self, operation: &Operation) -> Result<(), WireError> {
         let open = match (self, operation) {
             (Self::BeforeHello, Operation::Hello(_)) => return Ok(()),
             (Self::BeforeHello, _) => {
                 let message = format!("{} before hello", operation.op());
-                return Err(WireError::new(ErrorCode::Unauthorized, message));
+                return Err(WireError::bad_request("op", message));
             }
             (Self::Open(open), _) => open,
         };
@@ -204,7 +204,7 @@ mod tests {
         let error = State::BeforeHello
             .check(&Operation::Stats(Stats {}))
             .unwrap_err();
-        assert_eq!(error.code, ErrorCode::Unauthorized);
+        assert_eq!(error.code, ErrorCode::BadRequest);
         assert_eq!(error.message, "stats before hello");
     }
 

@@ -56,14 +56,14 @@ pub use self::{checkpoint::CheckpointProgress, coding::Malformed};
 pub struct StoreOptions {
     /// The shard, which is part of the ids of its jobs. Default 0.
     pub shard: u16,
-    /// Bytes that the table may cache; it may take twice as much. Default 64 MiB.
+    /// Bytes that the table may cache; it may take twice as much. Default 32 MiB.
     pub cache_bytes: u64,
     /// How the log cuts its segments.
     pub log: LogOptions,
     /// Bytes of committed changes in memory at which the store is full. A checkpoint is due at
-    /// half of it. Default 64 MiB.
+    /// half of it. Default 32 MiB.
     pub overlay_bytes_max: usize,
-    /// Bytes of log after which a checkpoint is due. Default 32 MiB.
+    /// Bytes of log after which a checkpoint is due. Default 16 MiB.
     pub checkpoint_bytes: u64,
     /// Operations of one slice of a checkpoint at most, at least 2. Default 1 000.
     pub slice_operations_max: usize,
@@ -77,11 +77,11 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             shard: 0,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             log: LogOptions::default(),
-            overlay_bytes_max: 64 << 20,
-            checkpoint_bytes: 32 << 20,
-            slice_operations_max: 1000,
+            overlay_bytes_max: 32 << 20,
+            checkpoint_bytes: 16 << 20,
+            slice_operations_max: 100,
             log_bytes_max: 256 << 20,
             secret: None,
         }
@@ -368,15 +368,24 @@ impl Store {
     }
 
     /// Makes everything durable and carries it into the table, so that the next open is quick.
+    /// Nothing may be committed after that.
     ///
     /// # Errors
     /// [`StoreError`]; what was durable before is durable still.
-    pub fn close(&self) -> Result<(), StoreError> {
+    pub fn settle(&self) -> Result<(), StoreError> {
         self.sync()?;
         while self.applied.load(Ordering::Acquire) < self.sealed.load(Ordering::Acquire) {
             self.checkpoint_slice()?;
         }
         Ok(())
+    }
+
+    /// [Settles](Self::settle) the store and unlocks its directory.
+    ///
+    /// # Errors
+    /// As `settle`.
+    pub fn close(self) -> Result<(), StoreError> {
+        self.settle()
     }
 
     fn free_bytes(&self) -> u64 {

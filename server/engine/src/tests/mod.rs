@@ -1,1 +1,10 @@
+//! What the engine does, told as a specification: one behaviour a test, over a store in memory.
 
+mod dead;
+mod fetching;
+mod leases;
+mod order;
+mod producers;
+mod retries;
+mod sessions;
+mod storage;

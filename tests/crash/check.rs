@@ -1,0 +1,292 @@
+//! The history against the rules of a queue: nothing lost, nothing made up, nothing done twice,
+//! no lease that is not the only one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ganger_protocol::{JobId, LeaseId, job::JobState, response::Counters};
+
+use crate::{
+    history::{Answer, Event, Verdict},
+    plan::{Identity, Plan},
+};
+
+/// What the server shows when everything has ended.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    pub(crate) counters: Counters,
+    pub(crate) dead: BTreeSet<JobId>,
+}
+
+#[derive(Debug, Default)]
+struct Job {
+    id: Option<JobId>,
+    is_answered: bool,
+    /// Place of the event, life, lease.
+    grants: Vec<(usize, u64, LeaseId)>,
+    /// Leases whose answer was applied: the answer and where it was sent and answered.
+    applied: Vec<(LeaseId, Answer, usize, usize)>,
+    /// Answers that may have been applied before their server ended.
+    unsure: Vec<(LeaseId, Answer)>,
+    /// Leases that a resumed session was told it does not hold.
+    disowned: Vec<LeaseId>,
+    is_dead: bool,
+}
+
+/// Every rule that the history breaks.
+pub(crate) fn check(plan: Plan, events: &[Event], remains: &Remains) -> Vec<String> {
+    let mut broken = Vec::new();
+    let jobs = gather(plan, events, &mut broken);
+    leases_are_unique_and_grow(events, &mut broken);
+    for (identity, job) in &jobs {
+        let mut complain = |rule: &str| broken.push(format!("{rule}: {identity:?} {job:?}"));
+        one_job(*identity, job, plan, remains, &mut complain);
+    }
+    totals(&jobs, remains, &mut broken);
+    broken
+}
+
+fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Identity, Job> {
+    let mut jobs: HashMap<Identity, Job> = HashMap::new();
+    let mut owners: HashMap<JobId, Identity> = HashMap::new();
+    let mut own = |id: JobId, identity: Identity, job: &mut Job, broken: &mut Vec<String>| {
+        if job.id.is_some_and(|known| known != id) {
+            broken.push(format!(
+                "I3: {identity:?} is two jobs: {id} and {:?}",
+                job.id
+            ));
+        }
+        job.id = Some(id);
+        if owners
+            .insert(id, identity)
+            .is_some_and(|owner| owner != identity)
+        {
+            broken.push(format!("I2: two pushes made the job {id}"));
+        }
+    };
+    let mut by_lease: HashMap<(JobId, LeaseId), Identity> = HashMap::new();
+    for (place, event) in events.iter().enumerate() {
+        match event {
+            Event::PushSent {
+                producer,
+                seq,
+                count,
+            } => {
+                for index in 0..*count {
+                    let (producer, seq) = (*producer, *seq);
+                    let identity = Identity {
+                        producer,
+                        seq,
+                        index,
+                    };
+                    if jobs.insert(identity, Job::default()).is_some() {
+                        broken.push(format!("the test itself: {identity:?} is pushed twice"));
+                    }
+                }
+            }
+            Event::PushAnswered { producer, seq, ids } => {
+                for (index, id) in (0..).zip(ids.iter()) {
+                    let (producer, seq) = (*producer, *seq);
+                    let identity = Identity {
+                        producer,
+                        seq,
+                        index,
+                    };
+                    match jobs.get_mut(&identity) {
+                        Some(job) => {
+                            own(*id, identity, job, broken);
+                            job.is_answered = true;
+                        }
+                        None => broken.push(format!("I2: {identity:?} was never pushed")),
+                    }
+                }
+            }
+            Event::Granted {
+                life,
+                job: id,
+                lease,
+                failures,
+                identity,
+            } => {
+                by_lease.insert((*id, *lease), *identity);
+                if *failures >= plan.max_attempts(*identity) {
+                    broken.push(format!(
+                        "I9: {id}/{lease} was granted after {failures} failures"
+                    ));
+                }
+                match jobs.get_mut(identity) {
+                    Some(job) => {
+                        own(*id, *identity, job, broken);
+                        job.grants.push((place, *life, *lease));
+                    }
+                    None => broken.push(format!("I2: {id} is {identity:?}, never pushed")),
+                }
+            }
+            Event::Answered {
+                sent,
+                verdict,
+                again,
+            } => {
+                let Some(Event::AnswerSent {
+                    job: id,
+                    lease,
+                    answer,
+                }) = events.get(*sent)
+                else {
+                    broken.push("the test itself: an answer that was not sent".to_owned());
+                    continue;
+                };
+                let job = by_lease.get(&(*id, *lease)).and_then(|at| jobs.get_mut(at));
+                let Some(job) = job else {
+                    continue;
+                };
+                match verdict {
+                    Verdict::Applied(state) => {
+                        job.applied.push((*lease, *answer, *sent, place));
+                        job.is_dead |= *state == Some(JobState::Dead);
+                    }
+                    Verdict::Already if *answer != Answer::Extend => {
+                        job.unsure.push((*lease, *answer));
+                    }
+                    Verdict::Lost(_) if *again => job.unsure.push((*lease, *answer)),
+                    // The session gave it up at its last resumption, or it had been answered.
+                    Verdict::Already | Verdict::Lost(_) => {}
+                }
+            }
+            Event::Disowned { job, lease } => {
+                let owner = by_lease.get(&(*job, *lease));
+                if let Some(job) = owner.and_then(|owner| jobs.get_mut(owner)) {
+                    job.disowned.push(*lease);
+                }
+            }
+            Event::AnswerSent { .. } | Event::LifeEnded => {}
+        }
+    }
+    jobs
+}
+
+/// I6: a number is given once, and a server gives only numbers above those of all before it.
+fn leases_are_unique_and_grow(events: &[Event], broken: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    let mut by_life: BTreeMap<u64, (LeaseId, LeaseId)> = BTreeMap::new();
+    for event in events {
+        if let Event::Granted {
+            life, job, lease, ..
+        } = event
+        {
+            if !seen.insert(*lease) {
+                broken.push(format!("I6: the lease {lease} of {job} was given before"));
+            }
+            let (first, last) = by_life.entry(*life).or_insert((*lease, *lease));
+            *first = (*first).min(*lease);
+            *last = (*last).max(*lease);
+        }
+    }
+    let ranges: Vec<_> = by_life.values().collect();
+    for pair in ranges.windows(2) {
+        if let [(_, last), (first, _)] = pair
+            && first <= last
+        {
+            broken.push(format!("I6: {first} was given after {last} and a restart"));
+        }
+    }
+}
+
+fn one_job(
+    identity: Identity,
+    job: &Job,
+    plan: Plan,
+    remains: &Remains,
+    complain: &mut impl FnMut(&str),
+) {
+    if !job.is_answered {
+        complain("I1: a push that was sent again until it was answered is not");
+    }
+    let Some(id) = job.id else {
+        return;
+    };
+    let ends = |answer: &Answer| matches!(answer, Answer::Ack | Answer::Discard);
+    let done: Vec<_> = job
+        .applied
+        .iter()
+        .filter(|applied| ends(&applied.1))
+        .collect();
+    let is_dead = remains.dead.contains(&id);
+    let may_be_done = job.unsure.iter().any(|(_, answer)| ends(answer));
+    match (done.len(), is_dead) {
+        (0, false) if !may_be_done => complain("I1: it is neither done nor dead"),
+        (1, true) => complain("I5: it is done and dead"),
+        (2.., _) => complain("I5: two acks took effect"),
+        _ => {}
+    }
+    if job.is_dead && !is_dead {
+        complain("I1: it was dead and is not kept");
+    }
+    for (lease, _, _, answered) in &done {
+        if job.grants.iter().any(|(_, _, granted)| granted > lease) {
+            complain("I4: it was granted under a higher number than it was done with");
+        }
+        if job.grants.iter().any(|(place, ..)| place > answered) {
+            complain("I4: it was granted after it was done");
+        }
+    }
+    // I7, I8: what was sent after a newer grant was read must not be taken.
+    for (lease, answer, sent, _) in &job.applied {
+        let newer = |grant: &&(usize, u64, LeaseId)| grant.2 > *lease && grant.0 < *sent;
+        if job.grants.iter().find(newer).is_some() {
+            complain(&format!(
+                "I8: {answer:?} of the stale lease {lease} was taken"
+            ));
+        }
+    }
+    for lease in job
+        .applied
+        .iter()
+        .map(|applied| applied.0)
+        .collect::<BTreeSet<_>>()
+    {
+        let final_answers = job
+            .applied
+            .iter()
+            .filter(|applied| applied.0 == lease && applied.1 != Answer::Extend);
+        if final_answers.count() > 1 {
+            complain(&format!("I5: the lease {lease} was answered twice"));
+        }
+    }
+    // I9, as far as it can be seen: certain failures never pass the limit, and the last is death.
+    let fails = job
+        .applied
+        .iter()
+        .filter(|applied| applied.1 == Answer::Fail)
+        .count();
+    let max = plan.max_attempts(identity) as usize;
+    if fails > max {
+        complain("I9: more failures than allowed");
+    }
+    if fails == max && !job.is_dead {
+        complain("I9: the last failure did not make it dead");
+    }
+    let unsure_fails = job
+        .unsure
+        .iter()
+        .filter(|unsure| unsure.1 == Answer::Fail)
+        .count();
+    if is_dead && fails + unsure_fails < max {
+        complain("I9: dead before its failures reached the limit");
+    }
+}
+
+/// I12, and that no session was lost.
+fn totals(jobs: &HashMap<Identity, Job>, remains: &Remains, broken: &mut Vec<String>) {
+    let Remains { counters, dead } = remains;
+    let mut equal = |what: &str, one: u64, other: u64| {
+        if one != other {
+            broken.push(format!("I12: {what}: {one}, not {other}: {counters:?}"));
+        }
+    };
+    equal("pushed", counters.pushed, jobs.len() as u64);
+    equal("live", counters.kept() - counters.dead, 0);
+    equal("dead", counters.dead, dead.len() as u64);
+    let settled = counters.done + counters.dead + counters.deleted;
+    equal("done, dead and deleted", settled, counters.pushed);
+    equal("lost", counters.lost, 0);
+}

@@ -1,0 +1,238 @@
+//! A campaign against the real process: producers and workers load a server, which is killed with
+//! SIGKILL again and again, now and then ended with SIGTERM, and started over what it left. In the
+//! end everything is settled, and the whole history is checked against the rules of a queue.
+//!
+//! `GANGER_CRASH_KILLS` says how often (default 5), `GANGER_CRASH_SEED` repeats what is pushed and
+//! answered; the threads race as they like. `GANGER_CRASH_DIR` keeps the data directory there.
+
+mod check;
+mod history;
+mod link;
+mod plan;
+mod producer;
+mod worker;
+
+use std::{collections::BTreeSet, env, path::PathBuf, process::ExitCode, thread};
+
+use ganger_protocol::{
+    JobId,
+    request::{DeadList, Operation, QueueList},
+    response::{Body, JobsReply, QueuesReply},
+};
+use ganger_server::clock::Stopwatch;
+use support::Process;
+
+use self::{
+    check::Remains,
+    history::{End, Event, Phase, Shared},
+    link::Link,
+    plan::Plan,
+    producer::Producer,
+    worker::Worker,
+};
+
+const EXECUTABLE: &str = env!("CARGO_BIN_EXE_ganger-under-test");
+
+const PRODUCERS: u16 = 3;
+const WORKERS: u16 = 4;
+
+/// Acknowledged operations between two ends, at least.
+const OPERATIONS_MIN: u64 = 1_000;
+
+/// One end in so many is a SIGTERM.
+const TERMINATED_EVERY: u64 = 6;
+
+#[derive(Debug, Default)]
+struct Tally {
+    kills: u64,
+    terminations: u64,
+    recovery_ms: Vec<u64>,
+}
+
+fn main() -> ExitCode {
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
+    let kills: u64 = number("GANGER_CRASH_KILLS").unwrap_or(5);
+    let seed = number("GANGER_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("GANGER_CRASH_SEED={seed} GANGER_CRASH_KILLS={kills}");
+    let place = tempfile::tempdir().expect("a directory");
+    let data =
+        env::var_os("GANGER_CRASH_DIR").map_or_else(|| place.path().join("data"), PathBuf::from);
+    let watch = Stopwatch::start();
+    let server = start(&data);
+    let shared = Shared::new(server.address);
+    let plan = Plan { seed };
+    let mut tally = Tally::default();
+    let remains = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|number| {
+                scope.spawn({
+                    let shared = &shared;
+                    move || Worker::new(number, plan, shared).run()
+                })
+            })
+            .collect();
+        let producers: Vec<_> = (0..PRODUCERS)
+            .map(|number| {
+                scope.spawn({
+                    let shared = &shared;
+                    move || Producer::new(number, plan, shared).run()
+                })
+            })
+            .collect();
+        let server = torment(server, &data, kills, &shared, &mut tally, seed);
+        shared.enter(Phase::Drain);
+        for producer in producers {
+            producer.join().expect("a producer panicked");
+        }
+        let is_settled = settle(&server, &shared);
+        shared.enter(Phase::Over);
+        for worker in workers {
+            worker.join().expect("a worker panicked");
+        }
+        if !is_settled {
+            shared.violation("I17: not everything was settled".to_owned());
+        }
+        // Once more, so that what is checked is what is durable.
+        end(server, End::Terminated, &shared);
+        let server = start(&data);
+        let remains = look(&server);
+        end(server, End::Terminated, &shared);
+        remains
+    });
+    let state = shared.lock();
+    let mut violations = state.violations.clone();
+    violations.extend(check::check(plan, &state.events, &remains));
+    for violation in violations.iter().take(20) {
+        println!("violation: {violation}");
+    }
+    tally.recovery_ms.sort_unstable();
+    let median = tally.recovery_ms.get(tally.recovery_ms.len() / 2);
+    println!(
+        "kills {} terminations {} operations {} jobs {} dead {} violations {} \
+         median_recovery_ms {} max_recovery_ms {} seconds {}",
+        tally.kills,
+        tally.terminations,
+        state.operations,
+        remains.counters.pushed,
+        remains.counters.dead,
+        violations.len(),
+        median.copied().unwrap_or_default(),
+        tally.recovery_ms.last().copied().unwrap_or_default(),
+        watch.elapsed().as_secs(),
+    );
+    match violations.len() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn start(data: &std::path::Path) -> Process {
+    Process::start(EXECUTABLE, data, &[])
+        .unwrap_or_else(|ended| panic!("no start: {}\n{}", ended.status, ended.stderr))
+}
+
+/// Ends the server and starts it again, until it was killed often enough.
+fn torment(
+    mut server: Process,
+    data: &std::path::Path,
+    kills: u64,
+    shared: &Shared,
+    tally: &mut Tally,
+    seed: u64,
+) -> Process {
+    let mut random = fastrand::Rng::with_seed(seed ^ 0x6b69_6c6c);
+    while tally.kills < kills {
+        let more = OPERATIONS_MIN + random.u64(0..2_000);
+        let target = shared.lock().operations + more;
+        if shared.wait_operations(target).is_none() {
+            shared.violation("I17: nothing happens any more".to_owned());
+            return server;
+        }
+        let how = match random.u64(..TERMINATED_EVERY) {
+            0 => End::Terminated,
+            _ => End::Killed,
+        };
+        match how {
+            End::Killed => tally.kills += 1,
+            End::Terminated => tally.terminations += 1,
+        }
+        end(server, how, shared);
+        server = start(data);
+        let recovery = server.ready["recovery_ms"].as_u64();
+        tally.recovery_ms.extend(recovery);
+        shared.began(server.address, how);
+        if tally.kills % 50 == 0 && how == End::Killed {
+            println!(
+                "killed {} times, {} operations",
+                tally.kills,
+                shared.lock().operations
+            );
+        }
+    }
+    server
+}
+
+fn end(server: Process, how: End, shared: &Shared) {
+    let ended = match how {
+        End::Killed => server.kill(),
+        End::Terminated => server.terminate(),
+    };
+    shared.record(Event::LifeEnded);
+    let is_clean = how == End::Killed || ended.status.code() == Some(0);
+    if !is_clean || ended.stderr.contains("panicked") || ended.stderr.contains("\"ERROR\"") {
+        shared.violation(format!(
+            "the server ended with {}: {}",
+            ended.status, ended.stderr
+        ));
+    }
+}
+
+/// Waits until no job is live any more; whether that came to pass.
+fn settle(server: &Process, shared: &Shared) -> bool {
+    loop {
+        let operations = shared.lock().operations;
+        let counters = look(server).counters;
+        if counters.kept() == counters.dead {
+            return true;
+        }
+        // Something must happen before it is worth another look.
+        if shared.wait_operations(operations + 1).is_none() {
+            return false;
+        }
+    }
+}
+
+fn look(server: &Process) -> Remains {
+    let (mut link, hello) = Link::open(server.address, None, None).expect("a live server");
+    hello.expect("accepted");
+    let mut ask = |operation: Operation| -> Body {
+        link.send(operation).expect("a live server");
+        link.reply().expect("a reply").1.expect("ok")
+    };
+    let queues: QueuesReply = ask(Operation::QueueList(QueueList::default()))
+        .read()
+        .expect("queues");
+    let counters = queues.queues.first().map(|queue| queue.counters);
+    let mut dead: BTreeSet<JobId> = BTreeSet::new();
+    let mut cursor = None;
+    while let Some(counters) = counters
+        && counters.kept() == counters.dead
+    {
+        let list = DeadList {
+            queue: "default".parse().expect("a name"),
+            newest_first: false,
+            cursor,
+            limit: 1_000,
+        };
+        let page: JobsReply = ask(Operation::DeadList(list)).read().expect("jobs");
+        dead.extend(page.jobs.iter().map(|job| job.id));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    Remains {
+        counters: counters.unwrap_or_default(),
+        dead,
+    }
+}
