@@ -57,7 +57,6 @@ impl World {
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
-    #[allow(clippy::option_option)]
     fn view(&mut self, job: usize, id: JobId) -> Checked<Option<Option<Box<JobView>>>> {
         let from = self.administrator(self.history.jobs[job].queue);
         let get = Operation::JobGet(JobGet { job: id });
@@ -158,7 +157,9 @@ impl World {
         };
         // Of some it is not known that they exist: neither their push nor a grant was told.
         let listed = page.iter().map(|record| record.id);
-        let mut listed: Vec<JobId> = listed.filter(|id| self.history.job_of(*id).is_some()).collect();
+        let mut listed: Vec<JobId> = listed
+            .filter(|id| self.history.job_of(*id).is_some())
+            .collect();
         let dead = seen.iter().filter(|(job, state)| {
             *state == JobState::Dead && self.history.jobs[*job].queue == queue
         });
