@@ -611,7 +611,7 @@ impl World {
             let Some(server) = &self.server else {
                 return Ok(());
             };
-            if let Err(error) = server.store.close() {
+            if let Err(error) = server.store.settle() {
                 return self.failed(&error);
             }
         } else if self.rng.bool() {
