@@ -87,7 +87,7 @@ pub struct LimitsConfig {
     pub connections_max: u32,
     /// Connections of one address that is not this machine, 1…1 000 000. Default 1 000.
     pub connections_per_address_max: u32,
-    /// Bytes of requests and replies in flight overall, 1MiB…64GiB. Default `256MiB`.
+    /// Bytes of unfinished requests overall, 1MiB…64GiB. Default `256MiB`.
     pub in_flight_bytes_max: Size,
     /// Bytes of the frame with `hello`, 512B…64KiB. Default `4KiB`.
     pub hello_bytes_max: Size,

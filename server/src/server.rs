@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,9 @@ pub struct Shared {
     pub(crate) connections: Connections,
     pub(crate) connections_max: usize,
     pub(crate) connections_per_address_max: u32,
+    /// Bytes of unfinished frames over all connections.
+    pub(crate) in_flight_bytes: AtomicUsize,
+    pub(crate) in_flight_bytes_max: usize,
     /// Becomes cancelled when no further connection is accepted.
     pub(crate) closed_to_new: CancellationToken,
     patience: Patience,
@@ -232,6 +235,8 @@ impl Server {
             connections: Connections::default(),
             connections_max: usize::try_from(limits.connections_max).unwrap_or(usize::MAX),
             connections_per_address_max: limits.connections_per_address_max,
+            in_flight_bytes: AtomicUsize::new(0),
+            in_flight_bytes_max: limits.in_flight_bytes_max.bytes(),
             closed_to_new: CancellationToken::new(),
             patience: Patience {
                 hello: limits.hello_timeout.0,

@@ -566,7 +566,7 @@ impl World {
                 .session_opened(opened.id, opened.ttl.0, mono, group);
         }
         for lost in &opened.lost {
-            self.history.lease_gone(lost.lease, group);
+            self.history.lease_gone(lost.lease, session, group);
         }
         let worker = &mut self.clients.workers[nth];
         worker.session = Some(opened.id);
@@ -722,10 +722,12 @@ impl World {
             self.clients.workers[nth].is_fetching = true;
         }
         let (had_withheld, had_answers) = (self.has_withheld, self.pending.len());
+        let is_plain = fetch.acks.is_empty() && fetch.fails.is_empty() && fetch.max > 0;
+        let had_leases = self.live_leases();
         self.request(from, Operation::Fetch(fetch), asked)?;
-        // It waits, so there must have been nothing.
-        let is_waiting = self.is_up() && self.pending.len() > had_answers;
-        if is_waiting && !had_withheld && was_live {
+        // It waits, and not for a job that it got to be durable: there must have been nothing.
+        let is_waiting = self.pending.len() > had_answers && self.live_leases() == had_leases;
+        if is_waiting && is_plain && !had_withheld && was_live && self.is_up() {
             self.check_nothing_is_fresh(&queues)?;
         }
         Ok(())
@@ -737,7 +739,10 @@ impl World {
             if let Some(job) = self.history.fresh_before(*queue, None)
                 && !self.history.is_paused(*queue)
             {
-                return Err(format!("job {job} is ready, and a fetch did not get it"));
+                let facts = &self.history.jobs[job];
+                return Err(format!(
+                    "job {job} is ready, and a fetch of {queues:?} did not get it: {facts:?}"
+                ));
             }
         }
         Ok(())

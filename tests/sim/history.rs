@@ -37,6 +37,8 @@ pub struct Job {
     pub id: Option<JobId>,
     /// Not to be granted before this wall time, as it was known in this stretch.
     not_before: Option<(u64, Stretch)>,
+    /// Whether it had to wait for its time when it was pushed.
+    was_delayed: bool,
     last: Last,
     doubts: Vec<Doubt>,
     pub over: Option<Over>,
@@ -133,6 +135,18 @@ struct Lease {
     is_doubtful: bool,
 }
 
+/// The fetch that got a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Granting {
+    pub session: SessionId,
+    /// The grant was decided between these groups.
+    pub groups: (u64, u64),
+    /// The monotonic time from which the timeout counts at the earliest.
+    pub since: u64,
+    /// When it was asked for, as [`History::operation`] counts.
+    pub asked: u64,
+}
+
 #[derive(Debug)]
 struct Session {
     ttl: u64,
@@ -141,6 +155,8 @@ struct Session {
     ending: Option<u64>,
     is_gone: bool,
     is_doubtful: bool,
+    /// The last time that it was resumed: operation and group.
+    resumed: (u64, u64),
     leases: Vec<u64>,
 }
 
@@ -329,6 +345,7 @@ impl History {
             job.not_before = due
                 .filter(|due| *due > applied.wall)
                 .map(|due| (due, applied.stretch));
+            job.was_delayed = job.not_before.is_some();
         }
     }
 
@@ -390,7 +407,7 @@ impl History {
 
     fn freshen(&mut self, token: usize, order: u64) {
         let job = &self.jobs[token];
-        let is_ready = job.not_before.is_none() && job.last == Last::Nothing;
+        let is_ready = !job.was_delayed && job.last == Last::Nothing;
         if is_ready && job.over.is_none() && job.leases.is_empty() {
             self.fresh[job.queue].insert((9 - job.priority, order, token));
         }
@@ -433,6 +450,7 @@ impl History {
             ending: None,
             is_gone: false,
             is_doubtful: false,
+            resumed: (0, 0),
             leases: Vec::new(),
         });
         session.seen = mono;
@@ -518,6 +536,8 @@ impl History {
         };
         session.is_doubtful = false;
         session.seen = mono;
+        self.operation += 1;
+        session.resumed = (self.operation, group);
         for number in &session.leases {
             if let Some(lease) = self.leases.get_mut(number)
                 && !held.contains(&LeaseId(*number))
@@ -554,9 +574,11 @@ impl History {
         is_own && self.lives(lease, mono)
     }
 
-    /// The server does not know a lease.
-    pub fn lease_gone(&mut self, lease: LeaseId, group: u64) {
-        if let Some(lease) = self.leases.get_mut(&lease.0) {
+    /// The server does not know a lease as one of this session.
+    pub fn lease_gone(&mut self, lease: LeaseId, session: SessionId, group: u64) {
+        if let Some(lease) = self.leases.get_mut(&lease.0)
+            && lease.session == session.0
+        {
             lease.ended.get_or_insert(group);
         }
     }
@@ -572,14 +594,11 @@ impl History {
         self.jobs.iter().filter(acked).count() as u64
     }
 
-    /// A lease was granted. `groups`: between which the grant was decided; `since`: the monotonic
-    /// time from which its timeout counts at the earliest.
+    /// A lease was granted.
     pub fn granted(
         &mut self,
         job: &GrantedJob,
-        session: SessionId,
-        groups: (u64, u64),
-        since: u64,
+        fetch: &Granting,
         clock: &Clock,
     ) -> Checked<usize> {
         let token = self.token_of(job)?;
@@ -635,7 +654,7 @@ impl History {
         if self.is_paused_as_told(self.jobs[token].queue) {
             return Err(format!("I18: job {token} was granted from a paused queue"));
         }
-        self.add_lease(token, job, session, groups, since);
+        self.add_lease(token, job, fetch);
         Ok(token)
     }
 
@@ -694,30 +713,29 @@ impl History {
         }
     }
 
-    fn add_lease(
-        &mut self,
-        token: usize,
-        job: &GrantedJob,
-        session: SessionId,
-        groups: (u64, u64),
-        since: u64,
-    ) {
+    fn add_lease(&mut self, token: usize, job: &GrantedJob, fetch: &Granting) {
         let facts = &mut self.jobs[token];
-        for lease in &facts.leases {
-            if let Some(lease) = self.leases.get_mut(lease) {
-                lease.ended.get_or_insert(groups.1);
+        let session = self.sessions.get_mut(&fetch.session.0);
+        // The session was resumed in between, without this lease, which it did not know.
+        let resumed = session.as_ref().map(|session| session.resumed);
+        let mut ended = resumed.filter(|(at, _)| fetch.asked < *at).map(|(_, group)| group);
+        for number in &facts.leases {
+            if *number > job.lease.0 {
+                ended.get_or_insert(fetch.groups.1);
+            } else if let Some(lease) = self.leases.get_mut(number) {
+                lease.ended.get_or_insert(fetch.groups.1);
             }
         }
-        facts.last = Last::Granted {
-            attempt: job.attempt,
-            failures: job.failures,
-        };
-        facts.not_before = None;
+        if facts.leases.last().is_none_or(|last| *last < job.lease.0) {
+            facts.last = Last::Granted {
+                attempt: job.attempt,
+                failures: job.failures,
+            };
+            facts.not_before = None;
+        }
         facts.leases.push(job.lease.0);
-        let order = self.pushes[facts.push]
-            .applied
-            .first()
-            .map_or(0, |it| it.order);
+        facts.leases.sort_unstable();
+        let order = self.pushes[facts.push].applied.first().map_or(0, |it| it.order);
         self.fresh[facts.queue].remove(&(9 - facts.priority, order, token));
         self.highest = self.highest.max(job.lease.0);
         self.open_leases.insert(job.lease.0);
@@ -725,17 +743,17 @@ impl History {
             job.lease.0,
             Lease {
                 job: token,
-                session: session.0,
-                groups,
+                session: fetch.session.0,
+                groups: fetch.groups,
                 attempt: job.attempt,
                 failures: job.failures,
-                deadline: since + job.timeout_ms.0,
-                ended: None,
+                deadline: fetch.since + job.timeout_ms.0,
+                ended,
                 doubts: Vec::new(),
                 is_doubtful: false,
             },
         );
-        if let Some(session) = self.sessions.get_mut(&session.0) {
+        if let Some(session) = session {
             session.leases.push(job.lease.0);
         }
     }
@@ -1168,15 +1186,13 @@ impl History {
         for session in sessions.values_mut() {
             session.is_doubtful |= !session.lives(mono) && !session.is_gone;
         }
-        let doubtful: Vec<u64> = self.open_leases.iter().copied().collect();
-        for number in doubtful {
-            if !self.lives(LeaseId(number), mono)
-                && let Some(lease) = self.leases.get_mut(&number)
-                && lease.ended.is_none()
-                && lease.doubts.is_empty()
-            {
-                lease.is_doubtful = true;
-            }
+        for number in &self.open_leases {
+            let Some(lease) = self.leases.get_mut(number) else {
+                continue;
+            };
+            let session = self.sessions.get(&lease.session);
+            let lives = session.is_some_and(|it| it.lives(mono)) && mono < lease.deadline;
+            lease.is_doubtful |= !lives;
         }
     }
 
@@ -1200,6 +1216,8 @@ impl History {
             job.doubts.retain(|doubt| doubt.group <= group);
             job.last = match job.last {
                 Last::Granted { .. } => Last::Unknown,
+                // Its push was not answered, perhaps nor was a fetch that got it.
+                Last::Nothing if job.id.is_none() => Last::Unknown,
                 last => last,
             };
         }
@@ -1316,7 +1334,7 @@ impl History {
             _ if attempt == 0 => Last::Nothing,
             _ => Last::Idle { attempt, failures },
         };
-        if view.state == JobState::Ready && attempt == 0 && job.not_before.is_none() {
+        if view.state == JobState::Ready && attempt == 0 && !job.was_delayed {
             let order = self.pushes[job.push]
                 .applied
                 .first()
@@ -1368,6 +1386,7 @@ impl Job {
             delay: Delay::None,
             id: None,
             not_before: None,
+            was_delayed: false,
             last: Last::Nothing,
             doubts: Vec::new(),
             over: None,

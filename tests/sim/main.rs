@@ -114,6 +114,9 @@ fn run(seed: u64, steps: u64, is_verbose: bool) -> Result<u64, Failure> {
             format!("panic: {}", text.unwrap_or_default())
         }
     };
+    if is_verbose {
+        world.show();
+    }
     Err(Failure {
         seed,
         step: world.trace.current(),

@@ -8,7 +8,7 @@ use ganger_protocol::{
 
 use crate::{
     clients::{Asked, Fetched, Held},
-    history::{Answered, Checked, Presence},
+    history::{Answered, Checked, Granting, Presence},
     world::{Context, Pending, World},
 };
 
@@ -26,6 +26,7 @@ impl World {
             asked,
             group,
             mono,
+            operation,
             session,
             ..
         } = pending;
@@ -40,14 +41,13 @@ impl World {
                 Ok(ReplyBody::Fetch(reply)) => {
                     let session = session.ok_or("a fetch without a session was served")?;
                     self.history.session_proven(session, mono)?;
-                    self.fetch_reply(
-                        caller,
-                        worker,
-                        &fetch,
-                        reply,
-                        (session, group, mono),
-                        context,
-                    )
+                    let granting = Granting {
+                        session,
+                        groups: (group, group),
+                        since: mono,
+                        asked: operation,
+                    };
+                    self.fetch_reply(caller, worker, &fetch, reply, granting, context)
                 }
                 other => self.fetch_refused(worker, &fetch, session, other),
             },
@@ -207,7 +207,7 @@ impl World {
         worker: Option<usize>,
         fetch: &Fetched,
         reply: FetchReply,
-        (session, group, mono): (SessionId, u64, u64),
+        mut granting: Granting,
         context: Context,
     ) -> Checked {
         self.results(&fetch.acks, &reply.acks)?;
@@ -223,10 +223,10 @@ impl World {
         let is_now = context.by.is_some();
         let is_direct = context.by == Some(caller);
         let is_clean = is_direct && !context.had_withheld;
-        let groups = match (is_direct, is_now) {
-            (true, _) => (group, group),
+        granting.groups = match (is_direct, is_now) {
+            (true, _) => granting.groups,
             (false, true) => (context.group, context.group),
-            (false, false) => (group, context.group),
+            (false, false) => (granting.groups.0, context.group),
         };
         let count = reply.jobs.len();
         let is_told = worker.is_none() || self.is_delivered(caller);
@@ -237,7 +237,7 @@ impl World {
             }
             let token = self
                 .history
-                .granted(&job, session, groups, mono, &self.clock)?;
+                .granted(&job, &granting, &self.clock)?;
             let facts = &self.history.jobs[token];
             if !fetch.queues.contains(&facts.queue)
                 || self.plan.queues[facts.queue].name != job.queue
@@ -282,7 +282,8 @@ impl World {
     fn check_order(&self, fetch: &Fetched, token: usize) -> Checked {
         let queue = self.history.jobs[token].queue;
         if let Some(first) = self.history.fresh_before(queue, Some(token)) {
-            return Err(format!("I16: job {token} was granted before job {first}"));
+            let (own, other) = (&self.history.jobs[token], &self.history.jobs[first]);
+            return Err(format!("I16: job {token} was granted before job {first}: {own:?}, {other:?}"));
         }
         if fetch.is_strict {
             let before = fetch.queues.iter().take_while(|other| **other != queue);

@@ -81,6 +81,7 @@ pub struct Pending {
     /// The open group when it was applied.
     pub group: u64,
     pub mono: u64,
+    pub operation: u64,
     pub session: Option<SessionId>,
     pub is_detached: bool,
 }
@@ -407,6 +408,11 @@ impl World {
             .map_or(0, |server| server.core.engine().open_group().0)
     }
 
+    /// Leases that the server thinks live.
+    pub fn live_leases(&self) -> usize {
+        self.server.as_ref().map_or(0, |server| server.core.engine().leases())
+    }
+
     pub fn store(&self) -> Option<(Arc<Store>, &Core)> {
         let server = self.server.as_ref()?;
         Some((Arc::clone(&server.store), &server.core))
@@ -427,12 +433,14 @@ impl World {
             self.history.session_seen(session, mono);
         }
         self.fetches += usize::from(asked.is_fetch());
+        let group = self.open_group();
         self.pending.insert(
             caller,
             Pending {
                 asked,
-                group: self.open_group(),
+                group,
                 mono,
+                operation: self.history.operation(),
                 session: from.session,
                 is_detached: false,
             },
@@ -603,7 +611,7 @@ impl World {
             let Some(server) = &self.server else {
                 return Ok(());
             };
-            if let Err(error) = server.store.close() {
+            if let Err(error) = server.store.settle() {
                 return self.failed(&error);
             }
         } else if self.rng.bool() {
@@ -750,6 +758,13 @@ impl World {
         // What is left of a fault that nothing has met yet.
         self.audit()?;
         Ok(Some(group))
+    }
+
+    /// Says what the engine holds.
+    pub fn show(&self) {
+        if let Some(server) = &self.server {
+            eprintln!("{:#?}", server.core.engine());
+        }
     }
 
     /// Ends all trouble.

@@ -76,11 +76,23 @@ pub struct Shard {
 struct Inner {
     core: Core,
     outboxes: HashMap<ConnectionId, Arc<Outbox>, RandomState>,
-    /// Whether the sync thread sleeps until it is woken.
-    sync_is_idle: bool,
+    /// What the sync thread sleeps for.
+    sync_sleeps: Sleep,
     /// When the timer will look again, in ms of the monotonic clock.
     timer_at: Option<Mono>,
     is_stopping: bool,
+}
+
+/// What the sync thread sleeps for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleep {
+    /// It works.
+    Not,
+    /// A change.
+    UntilDirty,
+    /// Somebody to wait for the changes that there are, or the time after which they are synced
+    /// anyway.
+    UntilAwaited,
 }
 
 /// How long a shard may put things off.
@@ -116,7 +128,7 @@ impl Shard {
             inner: Mutex::new(Inner {
                 core,
                 outboxes: HashMap::default(),
-                sync_is_idle: false,
+                sync_sleeps: Sleep::Not,
                 timer_at: None,
                 is_stopping: false,
             }),
@@ -182,8 +194,13 @@ impl Shard {
 
     /// Wakes whom the changes concern.
     fn after_apply(&self, inner: &mut Inner, now: Now) {
-        if inner.sync_is_idle && inner.core.is_dirty() {
-            inner.sync_is_idle = false;
+        let is_over = match inner.sync_sleeps {
+            Sleep::Not => false,
+            Sleep::UntilDirty => inner.core.is_dirty(),
+            Sleep::UntilAwaited => inner.core.is_awaited(),
+        };
+        if is_over {
+            inner.sync_sleeps = Sleep::Not;
             self.dirty.notify_one();
         }
         if inner.core.undurable_bytes() > UNDURABLE_BYTES_MAX {

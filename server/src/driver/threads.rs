@@ -4,7 +4,7 @@ use std::{sync::Arc, sync::PoisonError, time::Duration};
 
 use ganger_engine::command::Command;
 
-use super::{Delivery, Released, Shard, UNDURABLE_BYTES_MAX};
+use super::{Delivery, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError},
@@ -72,15 +72,16 @@ impl Shard {
                 }
                 return Ok(false);
             }
-            inner.sync_is_idle = true;
             if !is_dirty {
+                inner.sync_sleeps = Sleep::UntilDirty;
                 inner = self
                     .dirty
                     .wait(inner)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            // Counted from the first change: each further one wakes this thread, too.
+            // Counted from the first change: a further one does not begin it anew.
+            inner.sync_sleeps = Sleep::UntilAwaited;
             let waited = dirty_since.get_or_insert_with(Stopwatch::start).elapsed();
             let Some(rest) = self.unawaited_sync_after.checked_sub(waited) else {
                 break;
@@ -88,7 +89,7 @@ impl Shard {
             let waited = self.dirty.wait_timeout(inner, rest);
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        inner.sync_is_idle = false;
+        inner.sync_sleeps = Sleep::Not;
         if self.has_failed() {
             return Ok(false);
         }

@@ -134,6 +134,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         peer,
         nonce,
         stage: Stage::Greeted,
+        held_bytes: 0,
     };
     session.run(reader).await;
     session.end();
@@ -147,6 +148,8 @@ struct Session {
     peer: SocketAddr,
     nonce: Nonce,
     stage: Stage,
+    /// Bytes of an unfinished frame, as they are counted over all connections.
+    held_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -214,7 +217,25 @@ impl Session {
             if self.take_frames(&mut buffer).await == Then::Close {
                 return;
             }
+            if !self.hold(buffer.len()) {
+                let message = "too many bytes of unfinished requests are in flight overall";
+                self.answer(
+                    0,
+                    Err(WireError::overloaded(message, DurationMs::from_secs(1))),
+                );
+                return;
+            }
         }
+    }
+
+    /// Counts the bytes of an unfinished frame; whether the server has room for them. A small one
+    /// always has it.
+    fn hold(&mut self, bytes: usize) -> bool {
+        let in_flight = &self.shared.in_flight_bytes;
+        let before = in_flight.fetch_add(bytes, Ordering::AcqRel);
+        in_flight.fetch_sub(self.held_bytes, Ordering::AcqRel);
+        self.held_bytes = bytes;
+        bytes <= READ_BYTES || before <= self.shared.in_flight_bytes_max
     }
 
     /// Waits while too much is not durable, or not read by the client.
@@ -498,7 +519,8 @@ impl Session {
         self.presence.outbox.flush(self.shared.clock.now().mono);
     }
 
-    fn end(self) {
+    fn end(mut self) {
+        self.hold(0);
         let connection = self.presence.outbox.connection();
         self.flush();
         if let Stage::Open(opened) = &self.stage {
