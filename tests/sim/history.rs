@@ -588,6 +588,13 @@ impl History {
         self.by_id.get(&id).copied()
     }
 
+    /// Jobs of a queue that may have been purged and cannot be looked at: nobody knows their ids.
+    pub fn perhaps_gone(&self, queue: usize) -> u64 {
+        let jobs = self.live.iter().map(|job| &self.jobs[*job]);
+        let gone = jobs.filter(|job| job.queue == queue && job.id.is_none());
+        gone.filter(|job| job.doubts.iter().any(|doubt| doubt.may_end)).count() as u64
+    }
+
     /// Jobs of a queue that were acked, as told.
     pub fn acked(&self, queue: usize) -> u64 {
         let acked = |job: &&Job| job.queue == queue && matches!(job.over, Some(Over::Acked { .. }));
@@ -794,7 +801,8 @@ impl History {
             if let Some(lease) = self.leases.get_mut(&lease.0) {
                 lease.doubts.push((operation, group));
             }
-            self.tried.insert((lease.0, answer.kind()), group);
+            let key = (lease.0, answer.kind());
+            self.tried.entry(key).or_insert(group);
             let may_end = matches!(answer, Answer::Ack | Answer::Fail { discard: true, .. });
             self.jobs[job].doubts.push(Doubt {
                 operation,
