@@ -602,12 +602,7 @@ impl History {
     }
 
     /// A lease was granted.
-    pub fn granted(
-        &mut self,
-        job: &GrantedJob,
-        fetch: &Granting,
-        clock: &Clock,
-    ) -> Checked<usize> {
+    pub fn granted(&mut self, job: &GrantedJob, fetch: &Granting, clock: &Clock) -> Checked<usize> {
         let token = self.token_of(job)?;
         self.learn(token, job.id)?;
         let facts = &self.jobs[token];
@@ -725,7 +720,9 @@ impl History {
         let session = self.sessions.get_mut(&fetch.session.0);
         // The session was resumed in between, without this lease, which it did not know.
         let resumed = session.as_ref().map(|session| session.resumed);
-        let mut ended = resumed.filter(|(at, _)| fetch.asked < *at).map(|(_, group)| group);
+        let mut ended = resumed
+            .filter(|(at, _)| fetch.asked < *at)
+            .map(|(_, group)| group);
         for number in &facts.leases {
             if *number > job.lease.0 {
                 ended.get_or_insert(fetch.groups.1);
@@ -742,7 +739,10 @@ impl History {
         }
         facts.leases.push(job.lease.0);
         facts.leases.sort_unstable();
-        let order = self.pushes[facts.push].applied.first().map_or(0, |it| it.order);
+        let order = self.pushes[facts.push]
+            .applied
+            .first()
+            .map_or(0, |it| it.order);
         self.fresh[facts.queue].remove(&(9 - facts.priority, order, token));
         self.highest = self.highest.max(job.lease.0);
         self.open_leases.insert(job.lease.0);

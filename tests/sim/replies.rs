@@ -235,9 +235,7 @@ impl World {
             if is_clean && let Some(token) = token {
                 self.check_order(fetch, token)?;
             }
-            let token = self
-                .history
-                .granted(&job, &granting, &self.clock)?;
+            let token = self.history.granted(&job, &granting, &self.clock)?;
             let facts = &self.history.jobs[token];
             if !fetch.queues.contains(&facts.queue)
                 || self.plan.queues[facts.queue].name != job.queue
@@ -283,7 +281,9 @@ impl World {
         let queue = self.history.jobs[token].queue;
         if let Some(first) = self.history.fresh_before(queue, Some(token)) {
             let (own, other) = (&self.history.jobs[token], &self.history.jobs[first]);
-            return Err(format!("I16: job {token} was granted before job {first}: {own:?}, {other:?}"));
+            return Err(format!(
+                "I16: job {token} was granted before job {first}: {own:?}, {other:?}"
+            ));
         }
         if fetch.is_strict {
             let before = fetch.queues.iter().take_while(|other| **other != queue);

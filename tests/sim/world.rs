@@ -410,7 +410,9 @@ impl World {
 
     /// Leases that the server thinks live.
     pub fn live_leases(&self) -> usize {
-        self.server.as_ref().map_or(0, |server| server.core.engine().leases())
+        self.server
+            .as_ref()
+            .map_or(0, |server| server.core.engine().leases())
     }
 
     pub fn store(&self) -> Option<(Arc<Store>, &Core)> {
