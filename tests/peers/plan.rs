@@ -404,10 +404,7 @@ async fn steady_over_backlog<D: Driver>(
 ) -> Result<()> {
     let window = settings.window;
     let plain = load::steady(driver, shape, window, &Gauge::new(), server.pid).await?;
-<<<<<<< HEAD
-=======
     let plain_peak_bytes = probe::memory(server.pid)?.peak_bytes;
->>>>>>> steady
 
     let driver = driver.varied(shape.workers);
     let bound = Bound {
@@ -420,11 +417,8 @@ async fn steady_over_backlog<D: Driver>(
     let phase = load::steady(&driver, shape, window, &gauge, server.pid).await?;
     record(figures, &phase);
     figures.insert("plain_jobs_per_s", rate(&plain));
-<<<<<<< HEAD
-=======
     figures.insert("plain_server_cpu_s_per_million", cpu_per_million(&plain));
     figures.insert("plain_peak_mib", mib(plain_peak_bytes));
->>>>>>> steady
     figures.insert("ratio_to_plain", rate(&phase) / rate(&plain));
     // The ratio counts only if both of its parts were undisturbed.
     let steal = phase.span.steal_percent.max(plain.span.steal_percent);
