@@ -1,14 +1,18 @@
 //! ganger over the types of its own protocol crate: a producer pushes, a worker fetches, and the acks
 //! of one fetch ride in the next, which is what its clients do.
+//!
+//! Varied, jobs are spread over queues and priorities, workers fetch from all queues by equal
+//! weights, hold leases and answer a random one, and fail some jobs once.
 
-use std::{mem, net::SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
-    JobSpec, Kind, QueuePattern, Timestamp, VERSION,
+    JobSpec, Kind, QueueName, QueuePattern, Timestamp, VERSION,
     frame::HEADER_BYTES,
-    request::{AckItem, Fetch, Hello, Operation, Push, Request, SessionHello},
+    job::GrantedJob,
+    request::{AckItem, FailItem, Fetch, Hello, Operation, Push, Request, SessionHello},
     response::{Body, FetchReply, HelloReply, Message, Notice, PushReply},
     time::DurationMs,
 };
@@ -19,10 +23,27 @@ use crate::{
 };
 
 const WAIT_MS: DurationMs = DurationMs(1000);
+const QUEUE_COUNT: usize = 16;
+const PRIORITIES: [u8; 3] = [3, 5, 7];
+/// Leases held by all workers together, and thus by how much acks come out of order.
+const HELD_COUNT: usize = 600;
+const FAIL_SHARE: f64 = 0.01;
+const RETRY_MS_MAX: u64 = 1000;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ganger {
     pub(crate) address: SocketAddr,
+    /// Leases that each worker holds, of the varied form.
+    held: Option<usize>,
+}
+
+impl Ganger {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            held: None,
+        }
+    }
 }
 
 impl Driver for Ganger {
@@ -30,14 +51,30 @@ impl Driver for Ganger {
     type Worker = GangerWorker;
 
     fn at(&self, address: SocketAddr) -> Self {
-        Self { address }
+        Self { address, ..*self }
+    }
+
+    fn varied(&self, workers: usize) -> Self {
+        Self {
+            held: Some(HELD_COUNT / workers),
+            ..*self
+        }
     }
 
     async fn producer(&self) -> Result<GangerProducer> {
         let connection = Connection::open(self.address, None).await?;
+        let queues = match self.held {
+            None => vec![QueueName::default()],
+            Some(_) => queue_names()
+                .map(|name| name.parse())
+                .collect::<Result<_, _>>()?,
+        };
         Ok(GangerProducer {
             connection,
             kind: "bench".parse()?,
+            queues,
+            is_varied: self.held.is_some(),
+            next: 0,
         })
     }
 
@@ -46,12 +83,25 @@ impl Driver for Ganger {
             name: format!("bench-{index}"),
             ..SessionHello::default()
         };
+        let (queues, weights) = match self.held {
+            None => (vec!["default".parse()?], Vec::new()),
+            Some(_) => {
+                let queues = queue_names().map(|name| name.parse());
+                (queues.collect::<Result<_, _>>()?, vec![1; QUEUE_COUNT])
+            }
+        };
         Ok(GangerWorker {
             connection: Connection::open(self.address, Some(session)).await?,
-            queues: vec!["default".parse()?],
+            queues,
+            weights,
+            held: self.held,
             leased: Vec::new(),
         })
     }
+}
+
+fn queue_names() -> impl Iterator<Item = String> {
+    (0..QUEUE_COUNT).map(|index| format!("bench-{index}"))
 }
 
 #[derive(Debug)]
@@ -119,14 +169,23 @@ async fn frame(wire: &mut Wire) -> Result<Bytes> {
 pub(crate) struct GangerProducer {
     connection: Connection,
     kind: Kind,
+    /// Each takes the next job in turn.
+    queues: Vec<QueueName>,
+    is_varied: bool,
+    next: usize,
 }
 
 impl GangerProducer {
     async fn push_at(&mut self, payloads: &[u8], run_at: Option<Timestamp>) -> Result<()> {
         let payloads = Bytes::copy_from_slice(payloads);
-        let job = |begin| {
+        let job = |begin: usize| {
             let payload = payloads.slice(begin..begin + PAYLOAD_BYTES);
+            let number = self.next + begin / PAYLOAD_BYTES;
             JobSpec {
+                queue: self.queues[number % self.queues.len()].clone(),
+                priority: self
+                    .is_varied
+                    .then(|| PRIORITIES[number % PRIORITIES.len()]),
                 run_at,
                 ..JobSpec::new(self.kind.clone(), payload)
             }
@@ -136,6 +195,7 @@ impl GangerProducer {
             .map(job)
             .collect();
         let count = jobs.len();
+        self.next += count;
         let push = Push {
             jobs,
             atomic: false,
@@ -168,20 +228,49 @@ impl Producer for GangerProducer {
 pub(crate) struct GangerWorker {
     connection: Connection,
     queues: Vec<QueuePattern>,
-    /// Acks of what the last turn leased.
-    leased: Vec<AckItem>,
+    weights: Vec<u32>,
+    /// Leases kept for later turns, of the varied form.
+    held: Option<usize>,
+    leased: Vec<Leased>,
+}
+
+/// A lease and its answer, which is known from the start.
+#[derive(Debug)]
+enum Leased {
+    Acks(AckItem),
+    Fails(FailItem),
 }
 
 impl GangerWorker {
-    async fn fetch(&mut self, max: u32, gauge: &Gauge) -> Result<usize> {
-        let acks = mem::take(&mut self.leased);
-        let count = acks.len();
+    /// Takes all leases but so many held ones, picked at random.
+    fn answers(&mut self, held: usize) -> (Vec<AckItem>, Vec<FailItem>) {
+        let count = self.leased.len().saturating_sub(held);
+        if held > 0 {
+            for index in 0..count {
+                let other = fastrand::usize(index..self.leased.len());
+                self.leased.swap(index, other);
+            }
+        }
+        let (mut acks, mut fails) = (Vec::with_capacity(count), Vec::new());
+        for leased in self.leased.drain(..count) {
+            match leased {
+                Leased::Acks(item) => acks.push(item),
+                Leased::Fails(item) => fails.push(item),
+            }
+        }
+        (acks, fails)
+    }
+
+    async fn fetch(&mut self, max: u32, held: usize, gauge: &Gauge) -> Result<usize> {
+        let (acks, fails) = self.answers(held);
+        let (count, fail_count) = (acks.len(), fails.len());
         let fetch = Fetch {
             queues: self.queues.clone(),
+            weights: self.weights.clone(),
             max,
             wait_ms: WAIT_MS,
             acks,
-            ..Fetch::default()
+            fails,
         };
         let reply: FetchReply = self
             .connection
@@ -189,35 +278,67 @@ impl GangerWorker {
             .await?
             .read()?;
         ensure!(
-            reply.acks.len() == count,
-            "{} results for {count} acks",
-            reply.acks.len()
+            reply.acks.len() == count && reply.fails.len() == fail_count,
+            "{} and {} results for {count} acks and {fail_count} fails",
+            reply.acks.len(),
+            reply.fails.len()
         );
-        if let Some(refused) = reply.acks.into_iter().find(|result| result.err.is_some()) {
-            bail!("ack refused: {:?}", refused.err);
+        let mut results = reply.acks.into_iter().chain(reply.fails);
+        if let Some(refused) = results.find(|result| result.err.is_some()) {
+            bail!("ack or fail refused: {:?}", refused.err);
         }
         gauge.acked(count);
-        let mut tally = Tally::default();
+        let [mut first, mut failing, mut again] = [Tally::default(); 3];
         for job in reply.jobs {
-            tally.add(&job.payload)?;
-            self.leased.push(AckItem {
-                job: job.id,
-                lease: job.lease,
-                result: None,
+            if job.failures > 0 {
+                again.add(&job.payload)?;
+            } else {
+                first.add(&job.payload)?;
+            }
+            let fails = self.held.is_some() && job.failures == 0 && fastrand::f64() < FAIL_SHARE;
+            self.leased.push(if fails {
+                failing.add(&job.payload)?;
+                Leased::Fails(fail(&job))
+            } else {
+                Leased::Acks(AckItem {
+                    job: job.id,
+                    lease: job.lease,
+                    result: None,
+                })
             });
         }
-        gauge.delivered(tally);
-        Ok(tally.count)
+        gauge.failing(failing);
+        gauge.returned(again);
+        gauge.delivered(first);
+        Ok(first.count + again.count)
     }
 }
 
 impl Worker for GangerWorker {
     async fn turn(&mut self, max: usize, gauge: &Gauge) -> Result<usize> {
-        self.fetch(u32::try_from(max)?, gauge).await
+        let held = match self.held {
+            Some(held) if !gauge.is_closed() => held,
+            Some(_) | None => 0,
+        };
+        self.fetch(u32::try_from(max)?, held, gauge).await
     }
 
     async fn settle(&mut self, gauge: &Gauge) -> Result<()> {
-        self.fetch(0, gauge).await?;
+        self.fetch(0, 0, gauge).await?;
         Ok(())
+    }
+}
+
+/// The answer that has a job come again within a second.
+fn fail(job: &GrantedJob) -> FailItem {
+    FailItem {
+        job: job.id,
+        lease: job.lease,
+        kind: "bench".to_owned(),
+        message: String::new(),
+        backtrace: String::new(),
+        retry_in_ms: Some(DurationMs(fastrand::u64(0..=RETRY_MS_MAX))),
+        dead: false,
+        discard: false,
     }
 }

@@ -42,6 +42,12 @@ pub(crate) trait Driver: Clone + Send + Sync + 'static {
         self.clone()
     }
 
+    /// The form with several queues and priorities, leases held and jobs failed, spread over so many
+    /// workers; the same driver where there is none.
+    fn varied(&self, _workers: usize) -> Self {
+        self.clone()
+    }
+
     fn producer(&self) -> impl Future<Output = Result<Self::Producer>> + Send;
     fn worker(&self, index: usize) -> impl Future<Output = Result<Self::Worker>> + Send;
 }
@@ -61,9 +67,10 @@ pub(crate) trait Producer: Send + 'static {
 pub(crate) trait Worker: Send + 'static {
     /// Acks what the last turn leased, then leases up to `max` jobs, waiting at most a second for
     /// the first. Tells the gauge about both, each as soon as the server has answered for it.
+    /// A varied worker keeps some leases for later turns, until the gauge is closed.
     fn turn(&mut self, max: usize, gauge: &Gauge) -> impl Future<Output = Result<usize>> + Send;
 
-    /// Acks what the last turn leased.
+    /// Acks all that is leased.
     fn settle(&mut self, gauge: &Gauge) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -117,8 +124,13 @@ impl SharedTally {
 #[derive(Debug)]
 pub(crate) struct Gauge {
     pushed: SharedTally,
+    /// Without those that come again after they failed.
     delivered: SharedTally,
+    failing: SharedTally,
+    returned: SharedTally,
     acked: AtomicUsize,
+    /// Jobs of backlog under the load; 0: none but the bounded one.
+    kept: usize,
     /// One permit for each job that may still be added to the backlog.
     room: Semaphore,
     /// No producer starts another request.
@@ -129,10 +141,18 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     pub(crate) fn new() -> Arc<Self> {
+        Self::keeping(0)
+    }
+
+    /// For a load on top of so many jobs, to be filled first and drained afterwards.
+    pub(crate) fn keeping(kept: usize) -> Arc<Self> {
         Arc::new(Self {
             pushed: SharedTally::default(),
             delivered: SharedTally::default(),
+            failing: SharedTally::default(),
+            returned: SharedTally::default(),
             acked: AtomicUsize::new(0),
+            kept,
             room: Semaphore::new(BACKLOG_COUNT_MAX),
             closed: AtomicBool::new(false),
             next_number: AtomicU64::new(0),
@@ -149,6 +169,34 @@ impl Gauge {
 
     pub(crate) fn delivered(&self, tally: Tally) {
         self.delivered.merge(tally);
+    }
+
+    /// First deliveries of jobs that will be failed: each has to come again.
+    pub(crate) fn failing(&self, tally: Tally) {
+        self.failing.merge(tally);
+    }
+
+    /// Deliveries of jobs that had failed.
+    pub(crate) fn returned(&self, tally: Tally) {
+        self.returned.merge(tally);
+    }
+
+    pub(crate) fn failing_count(&self) -> usize {
+        self.failing.load().count
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Jobs pushed and not yet acked.
+    pub(crate) fn backlog(&self) -> usize {
+        self.pushed_count().saturating_sub(self.acked_count())
+    }
+
+    /// Workers stop until producers have caught up: the backlog falls below what is to be kept.
+    fn is_short(&self) -> bool {
+        self.backlog() + BACKLOG_COUNT_MAX < self.kept
     }
 
     fn payloads(&self, count: usize, out: &mut Vec<u8>) -> Result<Tally> {
@@ -179,10 +227,11 @@ impl Gauge {
     }
 
     fn drained(&self) -> bool {
-        self.closed.load(Relaxed) && self.acked_count() >= self.pushed_count()
+        self.is_closed() && self.acked_count() >= self.pushed_count()
     }
 
-    /// Everything that was pushed was delivered once and acked once, and nothing else was.
+    /// Everything that was pushed was delivered once and acked once, and nothing else was; what
+    /// failed came again once.
     fn verify(&self) -> Result<()> {
         let (pushed, delivered, acked) = (
             self.pushed.load(),
@@ -192,6 +241,11 @@ impl Gauge {
         ensure!(
             pushed == delivered && acked == pushed.count,
             "verification failed: pushed {pushed:x?}, delivered {delivered:x?}, acked {acked:#x}"
+        );
+        let (failing, returned) = (self.failing.load(), self.returned.load());
+        ensure!(
+            failing == returned,
+            "verification failed: failed {failing:x?}, came again {returned:x?}"
         );
         Ok(())
     }
@@ -227,21 +281,22 @@ pub(crate) struct Window {
 }
 
 /// Producers and workers at once over a bounded backlog; counts the jobs acked within the window.
+/// Verifies, unless the gauge keeps a backlog: that is left for `drain`.
 pub(crate) async fn steady<D: Driver>(
     driver: &D,
     shape: Shape,
     window: Window,
+    gauge: &Arc<Gauge>,
     server_pid: u32,
 ) -> Result<Phase> {
-    let gauge = Gauge::new();
     let mut tasks = JoinSet::new();
     for index in 0..shape.workers {
         let worker = driver.worker(index).await?;
-        tasks.spawn(work(worker, shape.per_request, Arc::clone(&gauge)));
+        tasks.spawn(work(worker, shape.per_request, Arc::clone(gauge)));
     }
     for _ in 0..shape.producers {
         let producer = driver.producer().await?;
-        tasks.spawn(produce(producer, shape.per_request, Arc::clone(&gauge)));
+        tasks.spawn(produce(producer, shape.per_request, Arc::clone(gauge)));
     }
     let measure = async {
         sleep(window.warm_up).await;
@@ -261,7 +316,9 @@ pub(crate) async fn steady<D: Driver>(
         }
     };
     join_all(tasks).await?;
-    gauge.verify()?;
+    if gauge.kept == 0 {
+        gauge.verify()?;
+    }
     Ok(Phase {
         jobs,
         span,
@@ -463,7 +520,7 @@ async fn produce<P: Producer>(
     gauge: Arc<Gauge>,
 ) -> Result<()> {
     let mut payloads = Vec::new();
-    while !gauge.closed.load(Relaxed) {
+    while !gauge.is_closed() {
         // Closed at the end of the window.
         let Ok(room) = gauge.room.acquire_many(u32::try_from(per_request)?).await else {
             break;
@@ -478,8 +535,15 @@ async fn produce<P: Producer>(
 }
 
 async fn work<W: Worker>(mut worker: W, max: usize, gauge: Arc<Gauge>) -> Result<()> {
-    while !gauge.drained() {
-        worker.turn(max, &gauge).await?;
+    while !gauge.drained() && (gauge.kept == 0 || !gauge.is_closed()) {
+        if gauge.is_short() {
+            sleep(Duration::from_millis(1)).await;
+        } else {
+            worker.turn(max, &gauge).await?;
+        }
+    }
+    if gauge.kept > 0 {
+        worker.settle(&gauge).await?;
     }
     Ok(())
 }

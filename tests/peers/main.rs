@@ -50,7 +50,7 @@ struct Arguments {
     /// Load before the measured window
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=60))]
     warm_up_seconds: u16,
-    /// Jobs of the workloads that end by count (fill, restart, delayed)
+    /// Jobs of the workloads that end by count (fill, restart, delayed) or keep a backlog (steady)
     #[arg(long, value_parser = clap::value_parser!(u32).range(100..=20_000_000))]
     jobs: Option<u32>,
     /// Runs with more CPU time than this stolen by the hypervisor do not count

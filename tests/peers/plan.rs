@@ -22,6 +22,8 @@ use crate::{
 };
 
 const FILL_COUNT: usize = 1_000_000;
+/// Jobs of backlog under the steady workloads.
+const KEPT_COUNT: usize = 1_000_000;
 /// Ends a phase that is bounded by its count of jobs, should the peer be very slow.
 const LONG_PHASE: Duration = Duration::from_secs(1800);
 const RESTART_WITHIN: Duration = Duration::from_secs(300);
@@ -86,6 +88,18 @@ pub(crate) enum Workload {
     #[value(name = "restart-10m")]
     #[serde(rename = "restart-10m")]
     Restart10m,
+    /// `single-64` over a backlog of 1 M jobs, also in many queues and priorities, acks in any order
+    #[value(name = "steady-64")]
+    #[serde(rename = "steady-64")]
+    Steady64,
+    /// The same for `single-8`
+    #[value(name = "steady-8")]
+    #[serde(rename = "steady-8")]
+    Steady8,
+    /// The same for `by-100`
+    #[value(name = "by-100-steady")]
+    #[serde(rename = "by-100-steady")]
+    By100Steady,
     /// Memory of 10 M delayed jobs
     #[value(name = "delayed-10m")]
     #[serde(rename = "delayed-10m")]
@@ -104,15 +118,23 @@ impl Workload {
     ];
 
     pub(crate) fn is_long(self) -> bool {
-        matches!(self, Self::Restart1m | Self::Restart10m | Self::Delayed10m)
+        matches!(
+            self,
+            Self::Steady64
+                | Self::Steady8
+                | Self::By100Steady
+                | Self::Restart1m
+                | Self::Restart10m
+                | Self::Delayed10m
+        )
     }
 
     fn shape(self) -> Shape {
         let (connections, per_request) = match self {
-            Self::Single64 => (64, 1),
-            Self::Single8 => (8, 1),
+            Self::Single64 | Self::Steady64 => (64, 1),
+            Self::Single8 | Self::Steady8 => (8, 1),
             Self::Single1 | Self::Wake => (1, 1),
-            Self::By100 | Self::Fill => (8, 100),
+            Self::By100 | Self::By100Steady | Self::Fill => (8, 100),
             Self::Restart1m | Self::Restart10m | Self::Delayed10m => (8, 100),
         };
         Shape {
@@ -128,6 +150,11 @@ impl Workload {
         match self {
             Self::Single64 | Self::Single8 | Self::Single1 => peer != Peer::RedisScript,
             Self::By100 => true,
+            // Redis over the plain backlog: it has no equal of the rest.
+            Self::Steady64 | Self::Steady8 => {
+                matches!(peer, Peer::Redis | Peer::RedisPipelined | Peer::Ganger)
+            }
+            Self::By100Steady => !matches!(peer, Peer::Beanstalkd | Peer::BeanstalkdPipelined),
             Self::Fill | Self::Wake => {
                 matches!(peer, Peer::Redis | Peer::Beanstalkd | Peer::Ganger)
             }
@@ -291,7 +318,7 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
             )
             .await?;
         }
-        Peer::Ganger => measure(Ganger { address }, settings, &mut server, run).await?,
+        Peer::Ganger => measure(Ganger::new(address), settings, &mut server, run).await?,
     }
     server.kill().await?;
     run.figures
@@ -310,9 +337,13 @@ async fn measure<D: Driver>(
     ready(&driver).await?;
     match run.workload {
         Workload::Single64 | Workload::Single8 | Workload::Single1 | Workload::By100 => {
-            let phase = load::steady(&driver, shape, settings.window, server.pid).await?;
+            let phase =
+                load::steady(&driver, shape, settings.window, &Gauge::new(), server.pid).await?;
             record(figures, &phase);
             figures.insert("peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+        }
+        Workload::Steady64 | Workload::Steady8 | Workload::By100Steady => {
+            steady_over_backlog(&driver, shape, settings, server, figures).await?;
         }
         Workload::Fill => {
             let jobs = settings.jobs.unwrap_or(FILL_COUNT);
@@ -360,6 +391,46 @@ async fn measure<D: Driver>(
             record_memory(figures, server, phase.jobs, empty_bytes)?;
         }
     }
+    Ok(())
+}
+
+/// The plain load first, for the ratio; then fills, loads on top of that, and drains.
+async fn steady_over_backlog<D: Driver>(
+    driver: &D,
+    shape: Shape,
+    settings: &Settings,
+    server: &Server,
+    figures: &mut BTreeMap<&'static str, f64>,
+) -> Result<()> {
+    let window = settings.window;
+    let plain = load::steady(driver, shape, window, &Gauge::new(), server.pid).await?;
+    let plain_peak_bytes = probe::memory(server.pid)?.peak_bytes;
+
+    let driver = driver.varied(shape.workers);
+    let bound = Bound {
+        jobs: settings.jobs.unwrap_or(KEPT_COUNT),
+        length: LONG_PHASE,
+    };
+    let gauge = Gauge::keeping(bound.jobs);
+    let fill = Workload::Fill.shape();
+    load::fill(&driver, fill, bound, Due::Now, &gauge, server.pid).await?;
+    let phase = load::steady(&driver, shape, window, &gauge, server.pid).await?;
+    record(figures, &phase);
+    figures.insert("plain_jobs_per_s", rate(&plain));
+    figures.insert("plain_server_cpu_s_per_million", cpu_per_million(&plain));
+    figures.insert("plain_peak_mib", mib(plain_peak_bytes));
+    figures.insert("ratio_to_plain", rate(&phase) / rate(&plain));
+    // The ratio counts only if both of its parts were undisturbed.
+    let steal = phase.span.steal_percent.max(plain.span.steal_percent);
+    figures.insert("steal_percent", steal);
+    let foreign = phase.span.foreign_percent.max(plain.span.foreign_percent);
+    figures.insert("foreign_percent", foreign);
+    figures.insert("peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+    figures.insert("backlog_jobs", gauge.backlog() as f64);
+
+    let phase = load::drain(&driver.fastest(), load::DRAIN, &gauge, server.pid).await?;
+    figures.insert("drain_jobs_per_s", rate(&phase));
+    figures.insert("failed_jobs", gauge.failing_count() as f64);
     Ok(())
 }
 
@@ -431,10 +502,7 @@ fn record(figures: &mut BTreeMap<&'static str, f64>, phase: &Phase) {
     let per_million = 1e6 / phase.jobs.max(1) as f64;
     figures.insert("jobs", phase.jobs as f64);
     figures.insert("jobs_per_s", rate(phase));
-    figures.insert(
-        "server_cpu_s_per_million",
-        phase.span.server_cpu_seconds * per_million,
-    );
+    figures.insert("server_cpu_s_per_million", cpu_per_million(phase));
     figures.insert(
         "generator_cpu_s_per_million",
         phase.span.generator_cpu_seconds * per_million,
@@ -481,6 +549,10 @@ fn record_memory(
     let disk_bytes = probe::disk_bytes(&server.data_dir())?;
     figures.insert("disk_bytes_per_job", disk_bytes as f64 / jobs.max(1) as f64);
     Ok(())
+}
+
+fn cpu_per_million(phase: &Phase) -> f64 {
+    phase.span.server_cpu_seconds * 1e6 / phase.jobs.max(1) as f64
 }
 
 fn rate(phase: &Phase) -> f64 {

@@ -12,9 +12,10 @@ use crate::{
 };
 
 /// Columns of the first table of a workload; every other figure goes into a second one.
-const COLUMNS: [(&str, &str); 8] = [
+const COLUMNS: [(&str, &str); 9] = [
     ("jobs_per_s", "jobs/s"),
     ("ratio", "× redis"),
+    ("ratio_to_plain", "× plain"),
     ("server_cpu_s_per_million", "server CPU s/M"),
     ("generator_cpu_s_per_million", "generator CPU s/M"),
     ("steal_percent", "steal %"),

@@ -1,5 +1,8 @@
 //! Sessions: they outlive connections and the server, are resumed with what is held, and are lost.
 
+use std::time::Duration;
+
+use ganger_server::clock::Stopwatch;
 use serde_json::{Value, json};
 use support::{Connection, InProcess};
 
@@ -164,4 +167,36 @@ fn a_request_without_a_session_that_needs_one_is_refused_by_name() {
         let told = (&error["code"], &error["field"]);
         assert_eq!(told, (&json!("bad_request"), &json!("op")), "{op}");
     }
+}
+
+#[test]
+fn a_session_that_waits_without_leases_needs_no_heartbeat() {
+    let server = InProcess::start();
+    let hello = json!({ "session": { "ttl_ms": 1_000 } });
+    let (mut worker, _) = Connection::hello(server.address, hello);
+    let fetch = json!({ "queues": ["a", "b"], "weights": [3, 1], "wait_ms": 3_500 });
+    assert_eq!(worker.ok("fetch", fetch), json!({ "jobs": [] }));
+    worker.ok("heartbeat", json!({}));
+}
+
+#[test]
+fn a_worker_whose_wait_is_over_has_its_whole_ttl_to_say_something() {
+    let server = InProcess::start();
+    let hello = json!({ "session": { "ttl_ms": 2_000 } });
+    let (mut worker, _) = Connection::hello(server.address, hello);
+    let mut producer = Connection::open(server.address);
+    let waiting = worker.send("fetch", json!({ "queues": ["a"], "wait_ms": 15_000 }));
+    // Some moment between two looks at the session, late in its ttl.
+    let watch = Stopwatch::start();
+    while watch.elapsed() < Duration::from_millis(1_900) {
+        producer.ok("stats", json!({}));
+    }
+    producer.push(json!({ "kind": "k", "queue": "a" }));
+    let job = worker.reply(waiting).expect("a reply")["jobs"][0].clone();
+    let watch = Stopwatch::start();
+    while watch.elapsed() < Duration::from_millis(1_000) {
+        producer.ok("stats", json!({}));
+    }
+    let reply = worker.ok("ack", json!({ "leases": [lease(&job)] }));
+    assert_eq!(reply["results"], json!([{}]));
 }

@@ -472,6 +472,15 @@ impl Engine {
         let Some(waiter) = self.unstand(ticket) else {
             return;
         };
+        // While it waited without leases, it needed to say nothing: its ttl begins now. Where `now`
+        // is none, the session resumes or ends, which settles it.
+        if matches!(waiter.until, Until::Deadline(_))
+            && let Some(session) = self.sessions.find_mut(waiter.session)
+            && session.connection.is_some()
+            && session.leases.is_empty()
+        {
+            session.seen_at = session.seen_at.max(now.mono);
+        }
         let mut grants = Grants::default();
         if takes {
             let Waiter {

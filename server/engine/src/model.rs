@@ -1003,6 +1003,15 @@ impl Both {
         for reply in std::mem::take(&mut self.world.replies) {
             let waiter = self.model.waiters.remove(&reply.caller);
             let waiter = waiter.unwrap_or_else(|| panic!("nobody asked for {reply:?}"));
+            // Nobody needs to say anything while it waits without leases.
+            let is_idle = self.model.leases_of(waiter.session).is_empty();
+            if waiter.deadline.is_some()
+                && is_idle
+                && let Some(session) = self.model.sessions.get_mut(&waiter.session)
+                && session.is_connected
+            {
+                session.seen = self.world.now.mono;
+            }
             let Ok(ReplyBody::Fetch(body)) = reply.result else {
                 panic!("{:?}", reply.result);
             };
