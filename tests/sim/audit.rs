@@ -158,7 +158,9 @@ impl World {
         };
         // Of some it is not known that they exist: neither their push nor a grant was told.
         let listed = page.iter().map(|record| record.id);
-        let mut listed: Vec<JobId> = listed.filter(|id| self.history.job_of(*id).is_some()).collect();
+        let mut listed: Vec<JobId> = listed
+            .filter(|id| self.history.job_of(*id).is_some())
+            .collect();
         let dead = seen.iter().filter(|(job, state)| {
             *state == JobState::Dead && self.history.jobs[*job].queue == queue
         });

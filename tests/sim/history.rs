@@ -592,7 +592,8 @@ impl History {
     pub fn perhaps_gone(&self, queue: usize) -> u64 {
         let jobs = self.live.iter().map(|job| &self.jobs[*job]);
         let gone = jobs.filter(|job| job.queue == queue && job.id.is_none());
-        gone.filter(|job| job.doubts.iter().any(|doubt| doubt.may_end)).count() as u64
+        gone.filter(|job| job.doubts.iter().any(|doubt| doubt.may_end))
+            .count() as u64
     }
 
     /// Jobs of a queue that were acked, as told.
