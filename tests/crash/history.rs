@@ -148,6 +148,8 @@ impl Shared {
                     (1, -1)
                 }
                 (Verdict::Applied(Some(JobState::Dead)), _) => (1, -1),
+                // Settled before its server ended, which nobody was told.
+                (Verdict::Lost(state), _) if state == "gone" || state == "dead" => (1, -1),
                 _ => (1, 0),
             },
             _ => (0, 0),
