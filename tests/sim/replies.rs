@@ -228,6 +228,9 @@ impl World {
             (false, true) => (context.group, context.group),
             (false, false) => (granting.groups.0, context.group),
         };
+        if is_now && !is_direct && !context.had_withheld && !reply.jobs.is_empty() {
+            self.history.wait_ended(granting.session, &self.clock);
+        }
         let count = reply.jobs.len();
         let is_told = worker.is_none() || self.is_delivered(caller);
         for job in reply.jobs {

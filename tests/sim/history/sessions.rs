@@ -3,6 +3,7 @@
 use ganger_protocol::{LeaseId, SessionId};
 
 use super::{Checked, History, Session};
+use crate::clock::Clock;
 
 impl History {
     pub fn session_opened(&mut self, id: SessionId, ttl: u64, mono: u64, group: u64) {
@@ -84,6 +85,19 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// A job came for a fetch that waited. A session that had no lease needed to say nothing until
+    /// now, and has its whole ttl.
+    pub fn wait_ended(&mut self, id: SessionId, clock: &Clock) {
+        let Some(session) = self.sessions.get_mut(&id.0) else {
+            return;
+        };
+        let is_over = |lease: &u64| self.leases.get(lease).is_none_or(|it| it.ended.is_some());
+        if session.leases.iter().all(is_over) && session.ending.is_none() && !session.is_gone {
+            session.is_doubtful = false;
+            session.seen = clock.now().mono.0;
+        }
     }
 
     /// A session goes on with the leases that it names: the others end at once.
