@@ -404,6 +404,7 @@ async fn steady_over_backlog<D: Driver>(
 ) -> Result<()> {
     let window = settings.window;
     let plain = load::steady(driver, shape, window, &Gauge::new(), server.pid).await?;
+    let plain_peak_bytes = probe::memory(server.pid)?.peak_bytes;
 
     let driver = driver.varied(shape.workers);
     let bound = Bound {
@@ -416,6 +417,8 @@ async fn steady_over_backlog<D: Driver>(
     let phase = load::steady(&driver, shape, window, &gauge, server.pid).await?;
     record(figures, &phase);
     figures.insert("plain_jobs_per_s", rate(&plain));
+    figures.insert("plain_server_cpu_s_per_million", cpu_per_million(&plain));
+    figures.insert("plain_peak_mib", mib(plain_peak_bytes));
     figures.insert("ratio_to_plain", rate(&phase) / rate(&plain));
     // The ratio counts only if both of its parts were undisturbed.
     let steal = phase.span.steal_percent.max(plain.span.steal_percent);
@@ -499,10 +502,7 @@ fn record(figures: &mut BTreeMap<&'static str, f64>, phase: &Phase) {
     let per_million = 1e6 / phase.jobs.max(1) as f64;
     figures.insert("jobs", phase.jobs as f64);
     figures.insert("jobs_per_s", rate(phase));
-    figures.insert(
-        "server_cpu_s_per_million",
-        phase.span.server_cpu_seconds * per_million,
-    );
+    figures.insert("server_cpu_s_per_million", cpu_per_million(phase));
     figures.insert(
         "generator_cpu_s_per_million",
         phase.span.generator_cpu_seconds * per_million,
@@ -549,6 +549,10 @@ fn record_memory(
     let disk_bytes = probe::disk_bytes(&server.data_dir())?;
     figures.insert("disk_bytes_per_job", disk_bytes as f64 / jobs.max(1) as f64);
     Ok(())
+}
+
+fn cpu_per_million(phase: &Phase) -> f64 {
+    phase.span.server_cpu_seconds * 1e6 / phase.jobs.max(1) as f64
 }
 
 fn rate(phase: &Phase) -> f64 {

@@ -57,7 +57,6 @@ impl World {
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
-    #[allow(clippy::option_option)]
     fn view(&mut self, job: usize, id: JobId) -> Checked<Option<Option<Box<JobView>>>> {
         let from = self.administrator(self.history.jobs[job].queue);
         let get = Operation::JobGet(JobGet { job: id });

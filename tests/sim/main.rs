@@ -7,21 +7,25 @@
 //! `GANGER_SIM_STEPS` (default 1 000) say how much is run, `GANGER_SIM_FIRST` with which seed it
 //! begins.
 
+mod administrators;
 mod audit;
 mod clients;
 mod clock;
 mod history;
 mod plan;
+mod producers;
 mod replies;
 mod trace;
+mod trouble;
+mod workers;
 mod world;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Instant,
 };
 
+use ganger_server::clock::Stopwatch;
 use world::World;
 
 /// What went wrong in a run.
@@ -47,7 +51,7 @@ fn every_seed_keeps_the_invariants() {
     let next = AtomicU64::new(first);
     let has_failed = AtomicBool::new(false);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let started = Instant::now();
+    let started = Stopwatch::start();
     let failures: Vec<Failure> = std::thread::scope(|scope| {
         let work = || {
             while !has_failed.load(Ordering::Relaxed) {
