@@ -12,6 +12,9 @@ use std::{
 use serde_json::{Value, json};
 use support::{Connection, InProcess, bin, from_hex, from_map, to_map};
 
+/// Talks to a server, and panics when it does not say what it should.
+type Conversation = fn(SocketAddr);
+
 /// The codes of the page.
 const CODES: [&str; 13] = [
     "bad_request",
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
             tally.hold(&name(&vector), || understood(address, &vector));
         }
     }
-    let conversations: [(&str, fn(SocketAddr)); 5] = [
+    let conversations: [(&str, Conversation); 5] = [
         ("a worker's conversation", work),
         ("a push sent again", push_again),
         ("a session resumed", resume),

@@ -15,6 +15,8 @@ use crate::{
 pub(crate) struct Remains {
     pub(crate) counters: Counters,
     pub(crate) dead: BTreeSet<JobId>,
+    /// Dead jobs that were taken away meanwhile.
+    pub(crate) purged: BTreeSet<JobId>,
 }
 
 #[derive(Debug, Default)]
@@ -210,7 +212,7 @@ fn one_job(
         .iter()
         .filter(|applied| ends(&applied.1))
         .collect();
-    let is_dead = remains.dead.contains(&id);
+    let is_dead = remains.dead.contains(&id) || remains.purged.contains(&id);
     let may_be_done = job.unsure.iter().any(|(_, answer)| ends(answer));
     match (done.len(), is_dead) {
         (0, false) if !may_be_done => complain("I1: it is neither done nor dead"),
@@ -277,7 +279,11 @@ fn one_job(
 
 /// I12, and that no session was lost.
 fn totals(jobs: &HashMap<Identity, Job>, remains: &Remains, broken: &mut Vec<String>) {
-    let Remains { counters, dead } = remains;
+    let Remains {
+        counters,
+        dead,
+        purged,
+    } = remains;
     let mut equal = |what: &str, one: u64, other: u64| {
         if one != other {
             broken.push(format!("I12: {what}: {one}, not {other}: {counters:?}"));
@@ -288,5 +294,23 @@ fn totals(jobs: &HashMap<Identity, Job>, remains: &Remains, broken: &mut Vec<Str
     equal("dead", counters.dead, dead.len() as u64);
     let settled = counters.done + counters.dead + counters.deleted;
     equal("done, dead and deleted", settled, counters.pushed);
+    let discarded = jobs.values().filter(|job| {
+        let answers = job.applied.iter().map(|applied| applied.1);
+        answers
+            .chain(job.unsure.iter().map(|unsure| unsure.1))
+            .any(|answer| answer == Answer::Discard)
+    });
+    let most = discarded.count() + purged.len();
+    if counters.deleted > most as u64 {
+        let deleted = counters.deleted;
+        broken.push(format!(
+            "I12: {deleted} deleted, {most} at most were asked to be"
+        ));
+    }
+    let mut equal = |what: &str, one: u64, other: u64| {
+        if one != other {
+            broken.push(format!("I12: {what}: {one}, not {other}: {counters:?}"));
+        }
+    };
     equal("lost", counters.lost, 0);
 }

@@ -142,12 +142,16 @@ impl Shared {
             Event::PushAnswered { ids, .. } => (ids.len(), i64::try_from(ids.len()).unwrap_or(0)),
             Event::Granted { .. } => (1, 0),
             Event::Answered { sent, verdict, .. } => match (verdict, state.events.get(*sent)) {
-                (Verdict::Applied(_), Some(Event::AnswerSent { answer, .. }))
-                    if matches!(answer, Answer::Ack | Answer::Discard) =>
-                {
-                    (1, -1)
-                }
+                (
+                    Verdict::Applied(_),
+                    Some(Event::AnswerSent {
+                        answer: Answer::Ack | Answer::Discard,
+                        ..
+                    }),
+                ) => (1, -1),
                 (Verdict::Applied(Some(JobState::Dead)), _) => (1, -1),
+                // Settled before its server ended, which nobody was told.
+                (Verdict::Lost(state), _) if state == "gone" || state == "dead" => (1, -1),
                 _ => (1, 0),
             },
             _ => (0, 0),

@@ -16,8 +16,8 @@ use std::{collections::BTreeSet, env, path::PathBuf, process::ExitCode, thread};
 
 use ganger_protocol::{
     JobId,
-    request::{DeadList, Operation, QueueList},
-    response::{Body, JobsReply, QueuesReply},
+    request::{DeadList, DeadSelect, Operation, QueueList},
+    response::{CountReply, JobsReply, QueuesReply},
 };
 use ganger_server::clock::Stopwatch;
 use support::Process;
@@ -42,9 +42,14 @@ const OPERATIONS_MIN: u64 = 1_000;
 /// One end in so many is a SIGTERM.
 const TERMINATED_EVERY: u64 = 6;
 
+/// The dead are taken away every so many kills, long before a queue keeps no more of them.
+const PURGED_EVERY: u64 = 100;
+
 #[derive(Debug, Default)]
 struct Tally {
     kills: u64,
+    /// Dead jobs that were taken away.
+    purged: BTreeSet<JobId>,
     terminations: u64,
     recovery_ms: Vec<u64>,
 }
@@ -62,7 +67,7 @@ fn main() -> ExitCode {
     let shared = Shared::new(server.address);
     let plan = Plan { seed };
     let mut tally = Tally::default();
-    let remains = thread::scope(|scope| {
+    let mut remains = thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|number| {
                 scope.spawn({
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
         end(server, End::Terminated, &shared);
         remains
     });
+    remains.purged = std::mem::take(&mut tally.purged);
     let state = shared.lock();
     let mut violations = state.violations.clone();
     violations.extend(check::check(plan, &state.events, &remains));
@@ -114,7 +120,7 @@ fn main() -> ExitCode {
         tally.terminations,
         state.operations,
         remains.counters.pushed,
-        remains.counters.dead,
+        remains.dead.len() + remains.purged.len(),
         violations.len(),
         median.copied().unwrap_or_default(),
         tally.recovery_ms.last().copied().unwrap_or_default(),
@@ -161,7 +167,8 @@ fn torment(
         let recovery = server.ready["recovery_ms"].as_u64();
         tally.recovery_ms.extend(recovery);
         shared.began(server.address, how);
-        if tally.kills % 50 == 0 && how == End::Killed {
+        if tally.kills.is_multiple_of(PURGED_EVERY) && how == End::Killed {
+            tally.purged.extend(purge(&server, shared));
             println!(
                 "killed {} times, {} operations",
                 tally.kills,
@@ -202,37 +209,65 @@ fn settle(server: &Process, shared: &Shared) -> bool {
     }
 }
 
-fn look(server: &Process) -> Remains {
-    let (mut link, hello) = Link::open(server.address, None, None).expect("a live server");
-    hello.expect("accepted");
-    let mut ask = |operation: Operation| -> Body {
-        link.send(operation).expect("a live server");
-        link.reply().expect("a reply").1.expect("ok")
-    };
-    let queues: QueuesReply = ask(Operation::QueueList(QueueList::default()))
-        .read()
-        .expect("queues");
-    let counters = queues.queues.first().map(|queue| queue.counters);
-    let mut dead: BTreeSet<JobId> = BTreeSet::new();
-    let mut cursor = None;
-    while let Some(counters) = counters
-        && counters.kept() == counters.dead
-    {
-        let list = DeadList {
-            queue: "default".parse().expect("a name"),
-            newest_first: false,
-            cursor,
-            limit: 1_000,
+/// Purges every dead job, and answers with their ids.
+fn purge(server: &Process, shared: &Shared) -> BTreeSet<JobId> {
+    let mut asker = Asker::to(server);
+    let dead = asker.dead();
+    let ids: Vec<JobId> = dead.iter().copied().collect();
+    for ids in ids.chunks(1_000) {
+        let select = DeadSelect {
+            jobs: ids.to_vec(),
+            ..DeadSelect::default()
         };
-        let page: JobsReply = ask(Operation::DeadList(list)).read().expect("jobs");
-        dead.extend(page.jobs.iter().map(|job| job.id));
-        cursor = page.cursor;
-        if cursor.is_none() {
-            break;
+        let reply: CountReply = asker.ask(Operation::DeadPurge(select));
+        if reply.count != ids.len() as u64 {
+            shared.violation(format!("I1: {reply:?} for {} dead jobs", ids.len()));
         }
     }
+    dead
+}
+
+fn look(server: &Process) -> Remains {
+    let mut asker = Asker::to(server);
+    let queues: QueuesReply = asker.ask(Operation::QueueList(QueueList::default()));
+    let counters = queues.queues.first().map(|queue| queue.counters);
     Remains {
         counters: counters.unwrap_or_default(),
-        dead,
+        dead: asker.dead(),
+        purged: BTreeSet::new(),
+    }
+}
+
+/// A connection of somebody who looks on.
+struct Asker(Link);
+
+impl Asker {
+    fn to(server: &Process) -> Self {
+        let (link, hello) = Link::open(server.address, None, None).expect("a live server");
+        hello.expect("accepted");
+        Self(link)
+    }
+
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, operation: Operation) -> T {
+        self.0.send(operation).expect("a live server");
+        let (_, result) = self.0.reply().expect("a reply");
+        result.expect("ok").read().expect("a reply to this request")
+    }
+
+    fn dead(&mut self) -> BTreeSet<JobId> {
+        let (mut dead, mut cursor) = (BTreeSet::new(), None);
+        loop {
+            let page: JobsReply = self.ask(Operation::DeadList(DeadList {
+                queue: "default".parse().expect("a name"),
+                newest_first: false,
+                cursor,
+                limit: 1_000,
+            }));
+            dead.extend(page.jobs.iter().map(|job| job.id));
+            cursor = page.cursor;
+            if cursor.is_none() {
+                return dead;
+            }
+        }
     }
 }

@@ -45,9 +45,8 @@ impl<'a> Producer<'a> {
     pub(crate) fn run(mut self) {
         let (mut life, mut address, _) = self.shared.server();
         loop {
-            match self.serve(address) {
-                Ok(()) => return,
-                Err(Gone) => {}
+            if let Ok(()) = self.serve(address) {
+                return;
             }
             let Some(next) = self.shared.server_after(life) else {
                 self.shared

@@ -83,9 +83,8 @@ impl<'a> Worker<'a> {
         let (life, mut address, _) = self.shared.server();
         self.life = life;
         loop {
-            match self.serve(address) {
-                Ok(()) => return,
-                Err(Gone) => {}
+            if let Ok(()) = self.serve(address) {
+                return;
             }
             let Some(next) = self.shared.server_after(self.life) else {
                 if self.shared.phase() != Phase::Over {

@@ -19,7 +19,7 @@ use crate::{
 
 const QUEUE: &[u8] = b"jobs";
 const DELAYED: &[u8] = b"delayed";
-/// Moves up to ARGV[1] jobs from the queue to the worker's own list, which is what BLMOVE does to
+/// Moves up to `ARGV[1]` jobs from the queue to the worker's own list, which is what BLMOVE does to
 /// one. Redis writes the effects to its log as one transaction.
 const MOVE_MANY: &[u8] = b"local jobs = redis.call('RPOP', KEYS[1], ARGV[1]) \
     if not jobs then return {} end \
