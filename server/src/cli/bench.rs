@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connect::ConnectArgs,
     error::CliError,
+    load::{HEAD_BYTES, Head, Quantiles},
     output::{Format, pairs},
 };
 use crate::{
@@ -31,9 +32,6 @@ use crate::{
     config::units::Size,
     tasks::{OnPanic, Tasks},
 };
-
-/// In front of each payload: its number and when it was pushed, in µs.
-const HEAD_BYTES: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct BenchArgs {
@@ -75,12 +73,6 @@ struct Report {
     arrival_ms: Quantiles,
     /// Each job came once, with its own payload.
     verified: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Quantiles {
-    p50: f64,
-    p99: f64,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), CliError> {
@@ -145,8 +137,8 @@ async fn measure(args: &BenchArgs) -> Result<Report, CliError> {
         per_request: args.per_request,
         elapsed_ms: elapsed.as_secs_f64() * 1e3,
         jobs_per_s: args.jobs as f64 / elapsed.as_secs_f64().max(1e-6),
-        push_ms: quantiles(pushes),
-        arrival_ms: quantiles(arrivals),
+        push_ms: Quantiles::of(pushes),
+        arrival_ms: Quantiles::of(arrivals),
         verified: run.verified(),
     })
 }
@@ -221,9 +213,9 @@ impl Run {
                 client.close().await;
                 return Ok(samples);
             }
-            let (start, mut sum, mut jobs) = (self.now_us(), 0_u64, Vec::new());
+            let (pushed_us, mut sum, mut jobs) = (self.now_us(), 0_u64, Vec::new());
             for number in first..first + count {
-                let payload = payload(number, start, self.payload_bytes);
+                let payload = Head { number, pushed_us }.payload(self.payload_bytes);
                 sum = sum.wrapping_add(u64::from(crc32fast::hash(&payload)));
                 let queue = self.queue.clone();
                 jobs.push(JobSpec {
@@ -235,7 +227,7 @@ impl Run {
             for result in client.push_many(jobs).await? {
                 result?;
             }
-            samples.push(self.now_us() - start);
+            samples.push(self.now_us() - pushed_us);
         }
     }
 
@@ -305,44 +297,16 @@ impl Tally {
     fn take(&mut self, job: &GrantedJob) -> Option<u64> {
         let checksum = u64::from(crc32fast::hash(&job.payload));
         self.arrived_sum = self.arrived_sum.wrapping_add(checksum);
-        let head = job.payload.split_first_chunk::<8>();
-        let head = head.and_then(|(number, rest)| Some((number, rest.first_chunk::<8>()?)));
-        let Some((number, pushed)) = head else {
+        let Some(head) = Head::of(&job.payload) else {
             self.strangers += 1;
             return None;
         };
-        let number = usize::try_from(u64::from_be_bytes(*number)).unwrap_or(usize::MAX);
+        let number = usize::try_from(head.number).unwrap_or(usize::MAX);
         match self.seen.get_mut(number) {
             Some(seen) if !*seen => *seen = true,
             Some(_) | None => self.strangers += 1,
         }
-        Some(u64::from_be_bytes(*pushed))
-    }
-}
-
-/// Number, time, and bytes that depend on the number.
-fn payload(number: u64, now_us: u64, bytes: usize) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(bytes + 8);
-    payload.extend_from_slice(&number.to_be_bytes());
-    payload.extend_from_slice(&now_us.to_be_bytes());
-    let mut random = fastrand::Rng::with_seed(number);
-    while payload.len() < bytes {
-        payload.extend_from_slice(&random.u64(..).to_be_bytes());
-    }
-    payload.truncate(bytes);
-    payload
-}
-
-/// By nearest rank, in ms of samples in µs.
-fn quantiles(mut samples: Vec<u64>) -> Quantiles {
-    samples.sort_unstable();
-    let rank = |percent: usize| {
-        let rank = (samples.len() * percent).div_ceil(100).max(1) - 1;
-        samples.get(rank).map_or(0.0, |us| *us as f64 / 1e3)
-    };
-    Quantiles {
-        p50: rank(50),
-        p99: rank(99),
+        Some(head.pushed_us)
     }
 }
 
@@ -407,6 +371,11 @@ mod tests {
         }
     }
 
+    fn payload(number: u64) -> Vec<u8> {
+        let pushed_us = 7;
+        Head { number, pushed_us }.payload(100)
+    }
+
     #[test]
     fn a_job_that_is_missing_or_came_twice_is_noticed() {
         let mut tally = Tally {
@@ -415,37 +384,17 @@ mod tests {
             pushed_sum: 0,
             arrived_sum: 0,
         };
-        assert_eq!(tally.take(&granted(payload(0, 7, 100))), Some(7));
+        assert_eq!(tally.take(&granted(payload(0))), Some(7));
         assert_eq!(
             (tally.seen.as_slice(), tally.strangers),
             ([true, false].as_slice(), 0)
         );
-        tally.take(&granted(payload(0, 7, 100)));
+        tally.take(&granted(payload(0)));
         assert_eq!(tally.strangers, 1);
-        tally.take(&granted(payload(2, 7, 100)));
+        tally.take(&granted(payload(2)));
         assert_eq!(tally.strangers, 2);
         assert_eq!(tally.take(&granted(vec![1])), None);
         assert_eq!(tally.strangers, 3);
-    }
-
-    #[test]
-    fn payloads_have_their_size_and_differ() {
-        assert_eq!(payload(1, 2, HEAD_BYTES).len(), HEAD_BYTES);
-        assert_eq!(payload(1, 2, 101).len(), 101);
-        assert_ne!(payload(1, 2, 101), payload(2, 2, 101));
-    }
-
-    #[test]
-    fn quantiles_are_by_nearest_rank() {
-        assert_eq!(
-            quantiles((1..=100).map(|us| us * 1_000).collect()),
-            Quantiles {
-                p50: 50.0,
-                p99: 99.0
-            }
-        );
-        assert_eq!(quantiles(vec![5_000]), Quantiles { p50: 5.0, p99: 5.0 });
-        assert_eq!(quantiles(vec![]), Quantiles { p50: 0.0, p99: 0.0 });
     }
 
     #[test]

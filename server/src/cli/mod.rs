@@ -7,9 +7,11 @@
 mod bench;
 mod connect;
 mod dead;
+mod demo;
 mod error;
 mod health;
 mod jobs;
+mod load;
 mod output;
 #[cfg(test)]
 mod peer;
@@ -47,6 +49,8 @@ struct Cli {
 enum Command {
     /// Run the server
     Serve(serve::ServeArgs),
+    /// Watch a server, producers and workers in one process, on a temporary store
+    Demo(demo::DemoArgs),
     /// Add jobs; prints their ids
     Push(push::PushArgs),
     /// Run a command for each job
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(&args),
         Command::Push(args) => block_on(push::run(args)),
         Command::Work(args) => block_on(work::run(args)),
         Command::Jobs(command) => block_on(jobs::run(command)),

@@ -77,6 +77,11 @@ pub(super) fn watched() -> bool {
     io::stderr().is_terminal()
 }
 
+/// Whether a person watches stdout.
+pub(super) fn data_watched() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Whether a column is text or figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
