@@ -18,7 +18,10 @@ use super::{
     error::{CliError, Exit},
     output::{Format, pairs},
 };
-use crate::config::units::Span;
+use crate::{clock::Stopwatch, config::units::Span};
+
+/// While waiting, from one question to the next.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthArgs {
@@ -28,6 +31,9 @@ pub(super) struct HealthArgs {
     /// How long to wait for an answer
     #[arg(long, default_value = "5s")]
     timeout: Span,
+    /// Ask again and again until it is so, for at most this long
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    wait: Span,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -35,6 +41,25 @@ pub(super) struct HealthArgs {
 }
 
 pub(super) async fn run(args: HealthArgs) -> Result<(), CliError> {
+    let (watch, mut ticks) = (Stopwatch::start(), tokio::time::interval(ASK_EVERY));
+    loop {
+        ticks.tick().await;
+        match ask(&args).await {
+            Ok(()) => break,
+            // Wrong usage stays wrong.
+            Err(error) if error.exit == Exit::Usage => return Err(error),
+            Err(error) if watch.elapsed() >= args.wait.duration() => return Err(error),
+            Err(_not_yet) => {}
+        }
+    }
+    let status = if args.ready { "ready" } else { "alive" };
+    args.format
+        .print(&serde_json::json!({ "status": status }), |_json| {
+            pairs(&[("status", status.to_owned())])
+        })
+}
+
+async fn ask(args: &HealthArgs) -> Result<(), CliError> {
     let timeout = args.timeout.duration();
     let question = async {
         let options = args.connect.options()?;
@@ -50,12 +75,7 @@ pub(super) async fn run(args: HealthArgs) -> Result<(), CliError> {
     };
     tokio::time::timeout(timeout + Duration::from_millis(100), question)
         .await
-        .unwrap_or_else(|_elapsed| Err(CliError::new(Exit::TimedOut, "no answer in time")))?;
-    let status = if args.ready { "ready" } else { "alive" };
-    args.format
-        .print(&serde_json::json!({ "status": status }), |_json| {
-            pairs(&[("status", status.to_owned())])
-        })
+        .unwrap_or_else(|_elapsed| Err(CliError::new(Exit::TimedOut, "no answer in time")))
 }
 
 /// What an attempt to say `hello` means: who refuses a token is ready for another one.
@@ -114,6 +134,7 @@ async fn alive(address: &str) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
     use ganger_protocol::WireError;
     use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -151,6 +172,38 @@ mod tests {
             answer(b"\0\0\0\x06\x82\xa2id\0\xa0").await,
             Err(Exit::Unreachable)
         );
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_when_the_server_is_there_or_when_the_time_is_over() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            health: HealthArgs,
+        }
+        // A port that was free a moment ago; whoever has it next starts late.
+        let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = reserved.local_addr().unwrap();
+        drop(reserved);
+        let health = |wait: &str| {
+            let line = format!("health --url ganger://{address} --wait {wait}");
+            run(Line::try_parse_from(line.split(' ')).unwrap().health)
+        };
+        let error = health("150ms").await.unwrap_err();
+        assert_eq!(error.exit, Exit::Unreachable);
+        let welcome = handshake::welcome(&[0; 32], &Tokens::new(&[]).unwrap(), &Default::default());
+        let mut bytes = BytesMut::new();
+        Notice::Welcome(welcome).encode(&mut bytes).unwrap();
+        let late = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(150));
+            ticks.tick().await;
+            ticks.tick().await;
+            let listener = TcpListener::bind(address).await.unwrap();
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.write_all(&bytes).await.unwrap();
+        };
+        let (asked, ()) = tokio::join!(health("1m"), late);
+        assert_eq!(asked, Ok(()));
     }
 
     #[test]
