@@ -397,6 +397,14 @@ impl Tokens {
         })
     }
 
+    /// Whether this identity is still one that `hello` would give.
+    pub fn know(&self, identity: &Identity) -> bool {
+        match &identity.0 {
+            None => !self.required(),
+            Some(grants) => self.by_id.get(&grants.id) == Some(identity),
+        }
+    }
+
     /// Whether `hello` needs a token: whether there are any.
     pub fn required(&self) -> bool {
         !self.by_id.is_empty()

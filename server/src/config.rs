@@ -7,7 +7,12 @@
 mod layers;
 pub mod units;
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+};
 
 use ganger_protocol::{DEFAULT_PORT, DurationMs, limits as protocol};
 use serde::{Deserialize, Deserializer, Serialize, de, ser::SerializeMap as _};
@@ -89,7 +94,7 @@ pub struct LimitsConfig {
     pub connections_per_address_max: u32,
     /// Bytes of unfinished requests overall, 1MiB…64GiB. Default `256MiB`.
     pub in_flight_bytes_max: Size,
-    /// Bytes of the frame with `hello`, 512B…64KiB. Default `4KiB`.
+    /// Bytes of the frame with `hello`, 512B…64KiB. Default `64KiB`.
     pub hello_bytes_max: Size,
     /// Time from connecting to `hello`, 100ms…1m. Default `5s`.
     pub hello_timeout: Span,
@@ -298,6 +303,18 @@ impl ConfigError {
 }
 
 impl Config {
+    /// A file that sets every default, with what each setting means and may be.
+    pub const ANNOTATED: &str = include_str!("config/default.toml");
+
+    /// Every setting by its dotted name, as TOML writes its value; hashes of tokens are masked.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let table = toml::Table::try_from(self).unwrap_or_default();
+        let leaves = layers::leaves(&table).into_iter();
+        leaves
+            .map(|(name, value)| (name, value.to_string()))
+            .collect()
+    }
+
     /// The configuration of these layers, checked, and remarks on settings that are none.
     ///
     /// # Errors
@@ -585,7 +602,7 @@ mod tests {
 
     fn file(text: &str) -> Layers {
         Layers {
-            file: Some(("g.toml".into(), text.to_owned())),
+            files: vec![("g.toml".into(), text.to_owned())],
             ..Layers::default()
         }
     }
@@ -621,6 +638,21 @@ mod tests {
             Config::default().limits.announced(),
             protocol::Limits::default()
         );
+    }
+
+    #[test]
+    fn the_annotated_file_sets_every_default() {
+        let text = Config::ANNOTATED;
+        assert_eq!(accepted(file(text)), Config::default());
+        let set: toml::Table = toml::from_str(text).unwrap();
+        let mut set: Vec<String> = layers::leaves(&set).into_keys().collect();
+        set.push("auth.token".to_owned());
+        set.sort();
+        let all: Vec<String> = Config::default().settings().into_keys().collect();
+        assert_eq!(set, all);
+        for field in ["web", "id", "hash", "verbs", "namespaces", "queues"] {
+            assert!(text.contains(&format!("\n# {field} = ")), "{field}");
+        }
     }
 
     #[test]

@@ -9,10 +9,14 @@ pub mod clock;
 pub mod config;
 pub mod driver;
 pub mod listener;
+mod reload;
 pub mod server;
 pub mod session;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
 
-pub use self::server::{RecoveredCounts, ServeError, Server};
+pub use self::{
+    reload::{Control, ReloadError},
+    server::{RecoveredCounts, ServeError, Server},
+};

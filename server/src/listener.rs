@@ -12,6 +12,7 @@ use ganger_engine::command::{ConnectionId, Mono};
 use tokio::net::TcpListener;
 
 use crate::{
+    auth::Tokens,
     server::Shared,
     session::{self, Patience, Presence},
     tasks::OnPanic,
@@ -62,6 +63,13 @@ impl Connections {
                 tracing::debug!(connection = id.0, reason, "a connection is closed");
                 presence.close.cancel();
             }
+        }
+    }
+
+    /// Ends those whose identity is none any more.
+    pub fn end_strangers(&self, tokens: &Tokens) {
+        for presence in self.lock().values() {
+            presence.end_stranger(tokens);
         }
     }
 
@@ -136,12 +144,12 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
-        let max = shared.connections_per_address_max;
-        if shared.connections.count() >= shared.connections_max {
+        let live = shared.live();
+        if shared.connections.count() >= live.connections_max {
             tracing::warn!(%peer, "refused: too many connections");
             continue;
         }
-        if !addresses.enter(peer.ip(), max) {
+        if !addresses.enter(peer.ip(), live.connections_per_address_max) {
             tracing::warn!(%peer, "refused: too many connections of one address");
             continue;
         }

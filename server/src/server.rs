@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,12 +17,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{Failures, NoRandomness, ServerSecret, Tokens},
+    auth::{Failures, NoRandomness, ServerSecret},
     clock::{Clock, Stopwatch},
     config::{Config, Sync},
     driver::{Core, Pace, Shard, Shards, SharedNamespace},
     listener::{self, Connections},
-    session::Patience,
+    reload::{Control, Live},
     store::{Store, StoreError, StoreOptions, log::LogOptions},
     tasks::{OnPanic, Periodic, Tasks},
 };
@@ -33,19 +33,14 @@ pub struct Shared {
     pub(crate) shards: Shards,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
-    pub(crate) tokens: Tokens,
     pub(crate) secret: ServerSecret,
     pub(crate) limits: Limits,
-    pub(crate) hello_bytes_max: usize,
     pub(crate) connections: Connections,
-    pub(crate) connections_max: usize,
-    pub(crate) connections_per_address_max: u32,
     /// Bytes of unfinished frames over all connections.
     pub(crate) in_flight_bytes: AtomicUsize,
-    pub(crate) in_flight_bytes_max: usize,
     /// Becomes cancelled when no further connection is accepted.
     pub(crate) closed_to_new: CancellationToken,
-    patience: Patience,
+    live: RwLock<Arc<Live>>,
     failures: Mutex<Failures>,
     is_draining: AtomicBool,
     is_short_of_space: AtomicBool,
@@ -53,6 +48,15 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What can change while the server runs, as it is now.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_live(&self, live: Live) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+    }
+
     pub(crate) fn failures(&self) -> MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,7 +117,7 @@ static PERIODIC: [Periodic<Arc<Shared>>; 2] = [
         run: |shared| {
             shared
                 .connections
-                .sweep(shared.clock.now().mono, &shared.patience);
+                .sweep(shared.clock.now().mono, &shared.live().patience);
         },
     },
     Periodic {
@@ -223,27 +227,16 @@ impl Server {
         let listener = listener::bind(config.listen).map_err(bind)?;
         let listen = listener.local_addr().map_err(bind)?;
         recovered.recovery_ms = u64::try_from(opening.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let limits = &config.limits;
         let shared = Arc::new(Shared {
             shards,
             clock,
             tasks,
-            tokens: Tokens::new(&config.auth.token)?,
             secret,
             limits: config.limits.announced(),
-            hello_bytes_max: limits.hello_bytes_max.bytes(),
             connections: Connections::default(),
-            connections_max: usize::try_from(limits.connections_max).unwrap_or(usize::MAX),
-            connections_per_address_max: limits.connections_per_address_max,
             in_flight_bytes: AtomicUsize::new(0),
-            in_flight_bytes_max: limits.in_flight_bytes_max.bytes(),
             closed_to_new: CancellationToken::new(),
-            patience: Patience {
-                hello: limits.hello_timeout.0,
-                frame: limits.frame_timeout.0,
-                idle: limits.idle_timeout.0,
-                write_stall: limits.write_stall_timeout.0,
-            },
+            live: RwLock::new(Arc::new(Live::new(config)?)),
             failures: Mutex::new(Failures::default()),
             is_draining: AtomicBool::new(false),
             is_short_of_space: AtomicBool::new(false),
@@ -269,6 +262,11 @@ impl Server {
     /// The address that clients connect to.
     pub fn listen(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// What reloads the configuration of this server while it runs, and tells its state.
+    pub fn control(&self) -> Control {
+        Control(Arc::clone(&self.shared))
     }
 
     /// What was found in the store.

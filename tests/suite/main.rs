@@ -16,6 +16,7 @@ mod pause;
 mod producers;
 mod secrets;
 mod sessions;
+mod signals;
 
 use serde_json::{Value, json};
 

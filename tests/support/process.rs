@@ -101,10 +101,25 @@ impl Process {
 
     /// SIGTERM, and the time it takes to end.
     pub fn terminate(self) -> Ended {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         let pid = Pid::from_raw(pid).expect("a pid");
-        kill_process(pid, Signal::TERM).expect("a live process");
-        self.wait()
+        kill_process(pid, signal).expect("a live process");
+    }
+
+    /// Waits for a line of its log that holds this text.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            let line = self.line().expect("the server ended before it said so");
+            if line.contains(text) {
+                return line;
+            }
+        }
     }
 
     /// Waits until it has ended.

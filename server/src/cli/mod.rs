@@ -5,6 +5,8 @@
 //! are clients like any other, through `connect`.
 
 mod bench;
+mod completions;
+mod config;
 mod connect;
 mod dead;
 mod demo;
@@ -12,6 +14,7 @@ mod error;
 mod health;
 mod jobs;
 mod load;
+mod man;
 mod output;
 #[cfg(test)]
 mod peer;
@@ -70,9 +73,16 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Ask whether a server lives, or is ready
     Health(health::HealthArgs),
+    /// Check, show and explain the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Make access tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Print a script that completes commands in a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(man::ManArgs),
     /// Show the version
     Version(version::VersionArgs),
 }
@@ -108,7 +118,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Stats(args) => block_on(stats::run(args)),
         Command::Bench(args) => bench::run(&args),
         Command::Health(args) => block_on(health::run(args)),
+        Command::Config(command) => config::run(&command),
         Command::Token(command) => token::run(&command),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Version(args) => version::run(&args),
     }
 }

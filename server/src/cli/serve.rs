@@ -7,7 +7,7 @@ use std::{
 };
 
 use ganger_protocol::DEFAULT_PORT;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     RecoveredCounts, ServeError, Server,
-    config::{Config, Layers, Setting},
+    config::{Config, Layers, LimitsConfig, LogConfig, Setting},
+    reload::Control,
     tasks::{OnPanic, Tasks},
     telemetry::{LogFormat, Telemetry},
 };
@@ -83,32 +84,17 @@ impl ServeArgs {
             .collect()
     }
 
-    fn config(&self) -> Result<(Config, Vec<String>), CliError> {
-        let file = match &self.config {
-            None => None,
-            Some(path) => Some((
-                path.clone(),
-                fs::read_to_string(path).map_err(|source| crate::config::ConfigError::Read {
-                    path: path.clone(),
-                    source,
-                })?,
-            )),
-        };
-        // A variable that is no text is none of ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
-            .collect();
-        Ok(Config::load(Layers {
-            file,
-            environment,
+    fn layers(&self) -> Result<Layers, CliError> {
+        Ok(Layers {
             flags: self.settings(),
-        })?)
+            ..super::config::layers(self.config.as_deref())?
+        })
     }
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
-    let (config, remarks) = args.config()?;
-    Telemetry::start(&config.log.level, config.log.format)
+    let (config, remarks) = Config::load(args.layers()?)?;
+    let telemetry = Telemetry::start(&config.log.level, config.log.format)
         .map_err(|error| CliError::usage("cannot start the log").because(&error))?;
     for warning in remarks.into_iter().chain(config.warnings()) {
         tracing::warn!("{warning}");
@@ -117,17 +103,23 @@ pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| CliError::failed("cannot start").because(&error))?;
-    let result = runtime.block_on(serve(config, args.ready_file));
+    let result = runtime.block_on(serve(args, config, telemetry));
     // What did not stop within the drain's time must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliError> {
+async fn serve(args: ServeArgs, config: Config, telemetry: Telemetry) -> Result<(), CliError> {
     // Whoever waits for the file must not find that of an earlier server.
-    let ready_file = ready_file.map(ReadyFile::reserve).transpose()?;
+    let ready_file = args
+        .ready_file
+        .clone()
+        .map(ReadyFile::reserve)
+        .transpose()?;
     let (tasks, shutdown) = (Tasks::new(), CancellationToken::new());
     watch_signals(&tasks, shutdown.clone())?;
+    // Heard from here on: before there is a server, either of them would end the process.
+    let wishes = Wishes::listen()?;
     let drain_timeout = config.drain_timeout.duration();
     let server = Server::start(&config)?;
     let started = Started {
@@ -138,6 +130,12 @@ async fn serve(config: Config, ready_file: Option<PathBuf>) -> Result<(), CliErr
         file.write(&started)?;
     }
     announce(&started, &config.data_dir);
+    let (control, stopping) = (server.control(), tasks.stopping());
+    tasks.spawn("wishes", OnPanic::Continue, async move {
+        // Cancel-safe: a signal that was not taken stays.
+        let granting = wishes.grant(&args, config, &telemetry, &control);
+        stopping.run_until_cancelled(granting).await;
+    });
     server.run_until_drained(shutdown).await?;
     // The signal watcher is all that is left.
     let _ = tasks.shutdown(drain_timeout).await;
@@ -175,6 +173,84 @@ fn watch_signals(tasks: &Tasks, shutdown: CancellationToken) -> Result<(), CliEr
         }
     });
     Ok(())
+}
+
+/// HUP asks for the configuration to be read again, USR1 for the state of the server.
+#[derive(Debug)]
+struct Wishes {
+    hangup: Signal,
+    user: Signal,
+}
+
+impl Wishes {
+    fn listen() -> Result<Self, CliError> {
+        let deaf = |error: io::Error| CliError::failed("cannot listen to signals").because(&error);
+        Ok(Self {
+            hangup: signal(SignalKind::hangup()).map_err(deaf)?,
+            user: signal(SignalKind::user_defined1()).map_err(deaf)?,
+        })
+    }
+
+    async fn grant(
+        mut self,
+        args: &ServeArgs,
+        mut config: Config,
+        telemetry: &Telemetry,
+        control: &Control,
+    ) {
+        loop {
+            // Both branches are cancel-safe: a signal that was not taken stays.
+            tokio::select! {
+                _ = self.hangup.recv() => match reload(args, &config, telemetry, control) {
+                    Ok(new) => config = new,
+                    Err(error) => {
+                        let error = error.to_string().replace('\n', "; ");
+                        tracing::error!(%error, "the configuration stays as it was");
+                    }
+                },
+                _ = self.user.recv() => control.dump(),
+            }
+        }
+    }
+}
+
+/// Reads the configuration again and returns the one that is in force then. What needs a restart
+/// stays in it as it was.
+fn reload(
+    args: &ServeArgs,
+    old: &Config,
+    telemetry: &Telemetry,
+    control: &Control,
+) -> Result<Config, CliError> {
+    let (new, remarks) = Config::load(args.layers()?)?;
+    let restart = control
+        .reload(old, &new)
+        .map_err(|error| CliError::usage("cannot reload").because(&error))?;
+    telemetry
+        .set_level(&new.log.level)
+        .map_err(|error| CliError::usage("cannot change the level of the log").because(&error))?;
+    for warning in remarks {
+        tracing::warn!("{warning}");
+    }
+    for setting in restart {
+        tracing::warn!(setting, "this change takes effect with a restart");
+    }
+    tracing::info!(tokens = new.auth.token.len(), "configuration reloaded");
+    Ok(Config {
+        limits: LimitsConfig {
+            frame_bytes_max: old.limits.frame_bytes_max,
+            payload_bytes_max: old.limits.payload_bytes_max,
+            result_bytes_max: old.limits.result_bytes_max,
+            items_max: old.limits.items_max,
+            ..new.limits
+        },
+        log: LogConfig {
+            level: new.log.level,
+            ..old.log.clone()
+        },
+        auth: new.auth,
+        ..old.clone()
+    })
 }
 
 #[expect(

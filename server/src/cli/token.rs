@@ -118,9 +118,9 @@ mod tests {
         };
         let id = random_id().unwrap();
         let token = NewToken::generate(&id).unwrap();
-        let file = Some(("g.toml".into(), entry(&args, &id, &token)));
+        let files = vec![("g.toml".into(), entry(&args, &id, &token))];
         let (config, _) = Config::load(Layers {
-            file,
+            files,
             ..Layers::default()
         })
         .unwrap();

@@ -3,7 +3,11 @@
 //! Each layer is read strictly on its own, so that an error names its place: line and column, a
 //! variable, a flag. Then the tables are laid over each other. Ranges are [`super`]'s.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use toml::{Table, Value};
 
@@ -15,12 +19,86 @@ const FOREIGN: [&str; 5] = ["URL", "TOKEN", "TOKEN_FILE", "CONFIG", "READY_FILE"
 /// The layers over the defaults, lowest first.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
-    /// The file and its text.
-    pub file: Option<(PathBuf, String)>,
+    /// Files and their texts; a later one goes over an earlier one.
+    pub files: Vec<(PathBuf, String)>,
     /// Variables of the environment, all of them.
     pub environment: Vec<(String, String)>,
     /// Settings of the command line.
     pub flags: Vec<Setting>,
+}
+
+impl Layers {
+    /// A file, and the files `conf.d/*.toml` beside it in the order of their names.
+    ///
+    /// # Errors
+    /// When one of them cannot be read. There need not be a `conf.d`.
+    pub fn read_files(path: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+        let mut paths = vec![path.to_owned()];
+        let beside = path.with_file_name("conf.d");
+        let refused = |path: &Path, source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut parts = match parts(&beside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            parts => parts.map_err(|source| refused(&beside, source))?,
+        };
+        parts.sort();
+        paths.append(&mut parts);
+        let read = |path: PathBuf| match fs::read_to_string(&path) {
+            Ok(text) => Ok((path, text)),
+            Err(source) => Err(refused(&path, source)),
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    /// Where each setting that is not left at its default comes from, by its dotted name.
+    pub fn origins(&self) -> BTreeMap<String, String> {
+        let mut origins = BTreeMap::new();
+        for (path, text) in &self.files {
+            let table = toml::from_str(text).unwrap_or_default();
+            for name in leaves(&table).into_keys() {
+                origins.insert(name, path.display().to_string());
+            }
+        }
+        let variables = self.environment.iter().cloned();
+        let variables = variables.filter_map(|(name, text)| variable(name, text));
+        for setting in variables.chain(self.flags.iter().cloned()) {
+            origins.insert(setting.path.join("."), setting.origin);
+        }
+        origins
+    }
+}
+
+fn parts(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// The values of a table by their dotted names; a list is one value.
+pub(super) fn leaves(table: &Table) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) if key != "sync" => {
+                let inner = leaves(inner).into_iter();
+                found.extend(inner.map(|(name, value)| (format!("{key}.{name}"), value)));
+            }
+            value => {
+                found.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    found
 }
 
 /// One setting as text.
@@ -48,7 +126,7 @@ impl Setting {
 /// The layers as one configuration whose ranges are not checked yet, and remarks.
 pub(super) fn merge(layers: Layers) -> Result<(Config, Vec<String>), ConfigError> {
     let (mut table, mut remarks) = (Table::new(), Vec::new());
-    if let Some((path, text)) = layers.file {
+    for (path, text) in layers.files {
         toml::from_str::<Config>(&text).map_err(|error| in_file(&path, &text, &error))?;
         let file = toml::from_str(&text).map_err(|error| in_file(&path, &text, &error))?;
         overlay(&mut table, file);
@@ -130,10 +208,16 @@ fn read(setting: &Setting) -> Result<Table, toml::de::Error> {
     }
 }
 
+/// Lays a table over another. Lists of tables, such as the tokens, are added up.
 fn overlay(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
+            (Some(Value::Table(under)), Value::Table(over)) if key != "sync" => {
+                overlay(under, over);
+            }
+            (Some(Value::Array(under)), Value::Array(over)) if over.iter().all(Value::is_table) => {
+                under.extend(over);
+            }
             (_, value) => {
                 under.insert(key, value);
             }
@@ -141,7 +225,7 @@ fn overlay(under: &mut Table, over: Table) {
     }
 }
 
-fn in_file(path: &std::path::Path, text: &str, error: &toml::de::Error) -> ConfigError {
+fn in_file(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let start = error.span().map_or(0, |span| span.start);
     let before = text.get(..start).unwrap_or(text);
     let last = before.rsplit('\n').next().unwrap_or_default();
@@ -216,6 +300,49 @@ mod tests {
             assert_eq!(distance(one, other), expected, "{one} {other}");
             assert_eq!(distance(other, one), expected, "{other} {one}");
         }
+    }
+
+    #[test]
+    fn the_parts_beside_a_file_go_over_it_by_name_and_their_tokens_are_added() {
+        let place = tempfile::tempdir().unwrap();
+        let token = |id: &str| {
+            let hash = "1".repeat(64);
+            format!("[[auth.token]]\nid = \"{id}\"\nhash = \"{hash}\"\nverbs = [\"push\"]\n")
+        };
+        let parts = place.path().join("conf.d");
+        fs::create_dir(&parts).unwrap();
+        let main = place.path().join("ganger.toml");
+        fs::write(&main, format!("shards = 2\n{}", token("a"))).unwrap();
+        fs::write(parts.join("20.toml"), "shards = 4").unwrap();
+        fs::write(parts.join("10.toml"), format!("shards = 3\n{}", token("b"))).unwrap();
+        fs::write(parts.join("note.txt"), "no setting").unwrap();
+        let layers = Layers {
+            files: Layers::read_files(&main).unwrap(),
+            environment: vec![("GANGER_LOG__LEVEL".to_owned(), "debug".to_owned())],
+            ..Layers::default()
+        };
+        let origins = layers.origins();
+        let (config, _) = Config::load(layers).unwrap();
+        assert_eq!(config.shards, 4);
+        let ids: Vec<_> = config
+            .auth
+            .token
+            .iter()
+            .map(|token| token.id.as_str())
+            .collect();
+        assert_eq!(ids, ["a", "b"]);
+        assert_eq!(
+            origins["shards"],
+            parts.join("20.toml").display().to_string()
+        );
+        assert_eq!(origins["log.level"], "GANGER_LOG__LEVEL");
+        assert_eq!(origins.get("listen"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Layers::read_files(Path::new("/nowhere/ganger.toml")).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read /nowhere/ganger.toml");
     }
 
     #[test]

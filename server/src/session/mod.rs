@@ -11,7 +11,7 @@ pub mod state;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,7 +35,7 @@ use self::{
     state::{Open, State},
 };
 use crate::{
-    auth::{self, Identity},
+    auth::{self, Identity, Tokens},
     driver::{Outbox, Shard},
     server::Shared,
 };
@@ -61,6 +61,8 @@ pub struct Presence {
     begun_at: AtomicU64,
     is_open: AtomicBool,
     has_session: AtomicBool,
+    /// Whom `hello` was accepted from.
+    identity: OnceLock<Identity>,
 }
 
 /// How long a connection may do what; see the configuration.
@@ -87,6 +89,20 @@ impl Presence {
             begun_at: AtomicU64::new(0),
             is_open: AtomicBool::new(false),
             has_session: AtomicBool::new(false),
+            identity: OnceLock::new(),
+        }
+    }
+
+    /// Ends the connection when its token is gone or is another now.
+    pub fn end_stranger(&self, tokens: &Tokens) {
+        if let Some(identity) = self.identity.get()
+            && !tokens.know(identity)
+        {
+            tracing::info!(
+                token = identity.name(),
+                "a connection of a changed token is closed"
+            );
+            self.close.cancel();
         }
     }
 
@@ -182,7 +198,9 @@ enum Then {
 
 impl Session {
     async fn run(&mut self, mut reader: OwnedReadHalf) {
-        let welcome = handshake::welcome(&self.nonce, &self.shared.tokens, &self.shared.limits);
+        let live = self.shared.live();
+        let welcome = handshake::welcome(&self.nonce, &live.tokens, &self.shared.limits);
+        drop(live);
         self.presence.outbox.notice(&Notice::Welcome(welcome));
         self.flush();
         let mut buffer = BytesMut::new();
@@ -235,7 +253,7 @@ impl Session {
         let before = in_flight.fetch_add(bytes, Ordering::AcqRel);
         in_flight.fetch_sub(self.held_bytes, Ordering::AcqRel);
         self.held_bytes = bytes;
-        bytes <= READ_BYTES || before <= self.shared.in_flight_bytes_max
+        bytes <= READ_BYTES || before <= self.shared.live().in_flight_bytes_max
     }
 
     /// Waits while too much is not durable, or not read by the client.
@@ -267,7 +285,7 @@ impl Session {
         let mut is_another = false;
         let then = loop {
             let limit = match &self.stage {
-                Stage::Greeted => self.shared.hello_bytes_max,
+                Stage::Greeted => self.shared.live().hello_bytes_max,
                 Stage::Open(_) => self.shared.limits.frame_bytes_max,
             };
             match frame::decode(buffer, limit) {
@@ -400,8 +418,9 @@ impl Session {
         let Ok(fresh) = auth::random() else {
             return Then::Close;
         };
+        let live = self.shared.live();
         let terms = Terms {
-            tokens: &self.shared.tokens,
+            tokens: &live.tokens,
             secret: &self.shared.secret,
             nonce: &self.nonce,
             fresh: ProducerNumber(u64::from_be_bytes(fresh)),
@@ -444,6 +463,9 @@ impl Session {
         let Some(shard) = self.shared.shards.home(&namespace) else {
             return Then::Close;
         };
+        // Known before it is looked at once more, so that no reload passes it by.
+        let _ = self.presence.identity.set(identity.clone());
+        self.presence.end_stranger(&self.shared.live().tokens);
         shard.attach(&self.presence.outbox);
         let mut opened = Opened {
             shard: Arc::clone(&shard),
