@@ -270,7 +270,7 @@ impl Play {
         })
     }
 
-    /// Shows figures once a second.
+    /// Shows figures once a second, until every job is over or whoever watches has seen enough.
     async fn watch(&self, client: &Client, shutdown: &CancellationToken) -> Result<(), CliError> {
         let mut screen = Screen::new(output::data_watched());
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
@@ -279,11 +279,11 @@ impl Play {
         let (mut done, mut second) = (0, Stopwatch::start());
         loop {
             // All branches are cancel-safe: a tick that was not taken comes again.
-            let ended = tokio::select! {
-                () = self.over.cancelled() => true,
-                () = shutdown.cancelled() => true,
-                _ = ticks.tick() => false,
-            };
+            tokio::select! {
+                () = self.over.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(()),
+                _ = ticks.tick() => {}
+            }
             let counters = client.stats().await?.counters;
             let (totals, samples) =
                 self.with_ledger(|ledger| (ledger.totals(), ledger.take_samples()));
@@ -297,9 +297,6 @@ impl Play {
                 ack_ms: Quantiles::of(samples),
             };
             output::line(&screen.draw(&figures))?;
-            if ended {
-                return Ok(());
-            }
         }
     }
 
