@@ -89,6 +89,13 @@ impl Control {
         Ok(restart_needed(&old.settings(), &new.settings()))
     }
 
+    /// Returns once every shard has let somebody look at it.
+    pub fn reach_all(&self) {
+        for shard in self.0.shards.iter() {
+            shard.look(|_core| ());
+        }
+    }
+
     /// Writes what there is into the log: one line for the server, one for each shard.
     pub fn dump(&self) {
         let shared = &self.0;

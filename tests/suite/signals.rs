@@ -1,6 +1,6 @@
 //! What a running server does upon HUP and USR1, as a process with a configuration file.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, time::Duration};
 
 use ganger_server::auth::TokenHash;
 use rustix::process::Signal;
@@ -103,4 +103,40 @@ fn the_state_of_the_server_is_told_on_request() {
     assert!(line.contains("\"connections\":1"), "{line}");
     let line = server.process.wait_for("state of a shard");
     assert!(line.contains("\"leases\":0"), "{line}");
+}
+
+#[test]
+fn systemd_hears_of_start_life_reload_and_stop() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = place.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a live socket");
+    let hear = |wanted: &str| loop {
+        let mut buffer = [0; 256];
+        let count = socket.recv(&mut buffer).expect("a word in time");
+        let word = String::from_utf8_lossy(&buffer[..count]).into_owned();
+        if word.trim_end() == wanted {
+            return;
+        }
+        // Signs of life come at any time.
+        assert_eq!(word.trim_end(), "WATCHDOG=1");
+    };
+    let data = place.path().join("data");
+    let mut command = Process::command(EXECUTABLE, &data, &[]);
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "100000")
+        .env_remove("WATCHDOG_PID");
+    let process = Process::run(command, &place.path().join("data.ready.json"));
+    let process = process.expect("it starts");
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    process.signal(Signal::HUP);
+    hear("RELOADING=1");
+    hear("READY=1");
+    process.signal(Signal::TERM);
+    hear("STOPPING=1");
+    assert!(process.wait().status.success());
 }

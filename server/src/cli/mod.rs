@@ -22,6 +22,7 @@ mod push;
 mod queues;
 mod serve;
 mod stats;
+mod systemd;
 mod token;
 mod version;
 mod view;

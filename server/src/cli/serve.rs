@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{CliError, Exit},
-    output,
+    output, systemd,
 };
 use crate::{
     RecoveredCounts, ServeError, Server,
@@ -130,7 +130,14 @@ async fn serve(args: ServeArgs, config: Config, telemetry: Telemetry) -> Result<
         file.write(&started)?;
     }
     announce(&started, &config.data_dir);
+    systemd::ready();
     let (control, stopping) = (server.control(), tasks.stopping());
+    let alive = systemd::keep_alive(control.clone());
+    tasks.spawn("watchdog", OnPanic::Continue, async move {
+        // Cancel-safe: between two signs of life there is nothing to lose.
+        stopping.run_until_cancelled(alive).await;
+    });
+    let stopping = tasks.stopping();
     tasks.spawn("wishes", OnPanic::Continue, async move {
         // Cancel-safe: a signal that was not taken stays.
         let granting = wishes.grant(&args, config, &telemetry, &control);
@@ -169,6 +176,7 @@ fn watch_signals(tasks: &Tasks, shutdown: CancellationToken) -> Result<(), CliEr
                 end_at_once();
             }
             tracing::info!("asked to stop; a second signal ends it at once");
+            systemd::stopping();
             shutdown.cancel();
         }
     });
@@ -201,13 +209,17 @@ impl Wishes {
         loop {
             // Both branches are cancel-safe: a signal that was not taken stays.
             tokio::select! {
-                _ = self.hangup.recv() => match reload(args, &config, telemetry, control) {
-                    Ok(new) => config = new,
-                    Err(error) => {
-                        let error = error.to_string().replace('\n', "; ");
-                        tracing::error!(%error, "the configuration stays as it was");
+                _ = self.hangup.recv() => {
+                    systemd::reloading();
+                    match reload(args, &config, telemetry, control) {
+                        Ok(new) => config = new,
+                        Err(error) => {
+                            let error = error.to_string().replace('\n', "; ");
+                            tracing::error!(%error, "the configuration stays as it was");
+                        }
                     }
-                },
+                    systemd::ready();
+                }
                 _ = self.user.recv() => control.dump(),
             }
         }
