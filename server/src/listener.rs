@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use ganger_engine::command::{ConnectionId, Mono};
+use ganger_protocol::{DurationMs, WireError, response::Reply};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -20,6 +22,9 @@ use crate::{
 
 /// After an error of accept that is the machine's (no file handles), the listener waits so long.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// A client that was refused may try again after this time.
+const REFUSED_RETRY_AFTER: DurationMs = DurationMs::from_secs(1);
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -146,11 +151,15 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
         };
         let live = shared.live();
         if shared.connections.count() >= live.connections_max {
-            tracing::warn!(%peer, "refused: too many connections");
+            refuse(&stream, peer, "there are too many connections");
             continue;
         }
         if !addresses.enter(peer.ip(), live.connections_per_address_max) {
-            tracing::warn!(%peer, "refused: too many connections of one address");
+            refuse(
+                &stream,
+                peer,
+                "there are too many connections of this address",
+            );
             continue;
         }
         keep_alive(&stream);
@@ -163,6 +172,22 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 session::serve(task, stream, peer, id).await;
                 addresses.leave(peer.ip());
             });
+    }
+}
+
+/// Says why before the connection ends. A fresh socket takes so few bytes at once, or is gone.
+fn refuse(stream: &tokio::net::TcpStream, peer: SocketAddr, why: &'static str) {
+    tracing::warn!(%peer, why, "a connection is refused");
+    let error = WireError::overloaded(why, REFUSED_RETRY_AFTER);
+    let reply = Reply {
+        id: 0,
+        result: Err(error),
+    };
+    let mut frame = BytesMut::new();
+    let encoded = reply.encode(&mut frame);
+    // Not `try_write`: it sends nothing before the runtime has seen the socket ready.
+    if encoded.is_err() || socket2::SockRef::from(stream).send(&frame).is_err() {
+        tracing::debug!(%peer, "a refused socket is gone");
     }
 }
 

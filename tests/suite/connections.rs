@@ -139,11 +139,14 @@ fn a_thousand_idle_connections_cost_a_worker_nothing() {
 }
 
 #[test]
-fn connections_past_the_limit_are_closed_and_those_within_it_served() {
+fn connections_past_the_limit_are_told_so_and_closed_and_those_within_it_served() {
     let server = InProcess::with(|config| config.limits.connections_max = 8);
     let mut served: Vec<Connection> = (0..8).map(|_| Connection::open(server.address)).collect();
     for _ in 0..100 {
-        Connection::try_connect(server.address).expect_err("one too many");
+        let refusal = Connection::try_connect(server.address).expect_err("one too many");
+        let refusal = refusal.to_string();
+        assert!(refusal.contains("\"code\":\"overloaded\""), "{refusal}");
+        assert!(refusal.contains("\"retry_after_ms\":1000"), "{refusal}");
     }
     for connection in &mut served {
         connection.ok("stats", json!({}));

@@ -35,7 +35,7 @@ impl Connection {
     /// Connects and reads `welcome`.
     ///
     /// # Errors
-    /// When there is no server, or it closes the connection without a word.
+    /// When there is no server, or it refuses the connection.
     pub fn try_connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_nodelay(true)?;
@@ -52,6 +52,9 @@ impl Connection {
         let frame = connection.try_frame()?;
         let frame = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
         connection.welcome = from_map(&frame).ok_or(io::ErrorKind::InvalidData)?;
+        if let Some(refusal) = connection.welcome.get("err") {
+            return Err(io::Error::other(refusal.to_string()));
+        }
         Ok(connection)
     }
 
