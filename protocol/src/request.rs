@@ -104,6 +104,8 @@ operations! {
     QueueResume(QueueNames) = "queue_resume",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
+    /// Reads a backup of the whole server, chunk by chunk.
+    Backup(Backup) = "backup",
 }
 
 /// Opens the connection.
@@ -399,6 +401,15 @@ pub struct QueueNames {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {}
 
+/// Reads a backup of the whole server, all namespaces, while it is used. It belongs to the
+/// connection: it begins with the offset 0 and ends with the connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backup {
+    /// Bytes of it that the client has: 0 begins a new one.
+    pub offset: u64,
+}
+
 /// A request that cannot be served, with the id to answer it under (0 when none was read).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -493,7 +504,8 @@ impl Operation {
             | Self::Goodbye(Goodbye {})
             | Self::JobGet(JobGet { .. })
             | Self::QueueList(QueueList { .. })
-            | Self::Stats(Stats {}) => Ok(()),
+            | Self::Stats(Stats {})
+            | Self::Backup(Backup { .. }) => Ok(()),
         }
     }
 }

@@ -164,6 +164,17 @@ pub struct HeartbeatReply {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
 
+/// Answers `backup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupReply {
+    /// The next bytes of the backup.
+    pub chunk: Bytes,
+    /// Whether these are the last.
+    pub end: bool,
+    /// About how many bytes the whole will have; rather more than fewer.
+    pub estimate_bytes: u64,
+}
+
 /// Answers `dead_list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobsReply {
@@ -333,6 +344,8 @@ replies! {
     Queues(QueuesReply) = "queue_list",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
+    /// To `backup`.
+    Backup(BackupReply) = "backup",
 }
 
 /// A reply to the request `id`.

@@ -287,6 +287,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         vec(name(), 0..4).prop_map(|queues| Operation::QueuePause(QueueNames { queues })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueueResume(QueueNames { queues })),
         Just(Operation::Stats(Stats {})),
+        (0..=INTEGER_MAX).prop_map(|offset| Operation::Backup(Backup { offset })),
     ]
 }
 

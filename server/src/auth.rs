@@ -143,7 +143,8 @@ impl Verb {
             Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
-            | Operation::QueueResume(_) => Some(Self::Admin),
+            | Operation::QueueResume(_)
+            | Operation::Backup(_) => Some(Self::Admin),
         }
     }
 }
@@ -353,6 +354,12 @@ impl Identity {
         named.is_none_or(|named| named.contains(namespace))
     }
 
+    /// Whether it is for every namespace and every queue.
+    pub fn sees_all(&self) -> bool {
+        let grants = self.0.as_ref();
+        grants.is_none_or(|grants| grants.namespaces.is_none() && grants.queues.is_none())
+    }
+
     /// Whether it has this verb.
     pub fn has(&self, verb: Verb) -> bool {
         self.0
@@ -459,6 +466,9 @@ pub fn authorise(
     if !identity.sees(namespace) {
         return Err(forbidden(identity, &format!("the namespace {namespace}")));
     }
+    if matches!(operation, Operation::Backup(_)) && !identity.sees_all() {
+        return Err(forbidden(identity, "all namespaces and all queues"));
+    }
     let Some(own) = identity.queues() else {
         return Ok(());
     };
@@ -504,7 +514,8 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::Release(_)
         | Operation::Extend(_)
         | Operation::Heartbeat(_)
-        | Operation::Goodbye(_) => None,
+        | Operation::Goodbye(_)
+        | Operation::Backup(_) => None,
     }
 }
 
@@ -680,8 +691,8 @@ mod tests {
     use ganger_protocol::{
         JobId, JobSpec, LeaseId, QueueName,
         request::{
-            Ack, AckItem, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet,
-            Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat,
+            JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -766,6 +777,7 @@ mod tests {
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(names.clone()), Verb::Admin),
             (Operation::QueueResume(names), Verb::Admin),
+            (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
 
@@ -799,9 +811,10 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session; ids and totals need all queues.
+        // What names no queue but a lease is bound to the session; ids, totals and a backup need all
+        // queues.
         let bound = ["ack", "fail", "release", "extend", "heartbeat", "goodbye"];
-        let for_all = ["job_get", "stats"];
+        let for_all = ["job_get", "stats", "backup"];
         for (name, own) in [
             ("mail.eu", true),
             ("sms", true),

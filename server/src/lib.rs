@@ -7,6 +7,7 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod data_dir;
 pub mod driver;
 pub mod listener;
 mod reload;
@@ -15,6 +16,7 @@ pub mod session;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod upkeep;
 
 pub use self::{
     reload::{Control, ReloadError},

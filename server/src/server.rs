@@ -20,6 +20,7 @@ use crate::{
     auth::{Failures, NoRandomness, ServerSecret},
     clock::{Clock, Stopwatch},
     config::{Config, Sync},
+    data_dir::{existing_shards, make_private_dir, shard_dir},
     driver::{Core, Pace, Shard, Shards, SharedNamespace},
     listener::{self, Connections},
     reload::{Control, Live},
@@ -433,27 +434,4 @@ fn namespaces(recovered: &Recovered) -> BTreeSet<NamespaceName> {
                 .map(|session| session.namespace.clone()),
         )
         .collect()
-}
-
-fn shard_dir(data_dir: &Path, shard: u16) -> PathBuf {
-    data_dir.join(format!("shard-{shard}"))
-}
-
-fn existing_shards(data_dir: &Path) -> std::io::Result<Vec<u16>> {
-    let mut shards = Vec::new();
-    for entry in std::fs::read_dir(data_dir)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));
-        shards.extend(number.and_then(|number| number.parse::<u16>().ok()));
-    }
-    Ok(shards)
-}
-
-/// Makes the directory, for its owner alone.
-fn make_private_dir(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
 }

@@ -14,12 +14,13 @@ use ganger_protocol::{
     JobId, JobSpec, QueueName, QueuePattern, WireError,
     job::JobView,
     request::{
-        Ack, AckItem, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye,
-        Heartbeat, JobGet, Operation, Push, QueueList, QueueNames, Release, ReleaseItem, Stats,
+        Ack, AckItem, Backup, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch,
+        Goodbye, Heartbeat, JobGet, Operation, Push, QueueList, QueueNames, Release, ReleaseItem,
+        Stats,
     },
     response::{
-        CountReply, Done, FetchReply, HeartbeatReply, JobsReply, LeaseResult, PushReply,
-        PushResult, QueueView, QueuesReply, StatsReply,
+        BackupReply, CountReply, Done, FetchReply, HeartbeatReply, JobsReply, LeaseResult,
+        PushReply, PushResult, QueueView, QueuesReply, StatsReply,
     },
 };
 use serde::de::DeserializeOwned;
@@ -368,6 +369,29 @@ impl Client {
     /// ```
     pub async fn dead_list(&self, list: DeadList) -> Result<JobsReply, Error> {
         self.read(Operation::DeadList(list)).await
+    }
+
+    /// Reads the next chunk of a backup of the whole server, which begins with the offset 0. It
+    /// belongs to the connection; when that is lost, it begins anew.
+    ///
+    /// # Errors
+    /// When the server refuses, or [`Error::OutcomeUnknown`] when the connection was lost.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut backup = Vec::new();
+    /// loop {
+    ///     let reply = client.backup(backup.len() as u64).await?;
+    ///     backup.extend_from_slice(&reply.chunk);
+    ///     if reply.end {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn backup(&self, offset: u64) -> Result<BackupReply, Error> {
+        self.read(Operation::Backup(Backup { offset })).await
     }
 
     /// Makes dead jobs ready again, their failures forgotten. By ids it can be repeated safely; of a

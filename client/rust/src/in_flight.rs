@@ -225,7 +225,8 @@ impl InFlight {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
-            | Operation::Stats(_) => entry.finish(Ok(Answer::Body(body))),
+            | Operation::Stats(_)
+            | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
         None
     }
@@ -677,7 +678,8 @@ impl Producer {
 /// Whether doing it twice is the same as doing it once.
 fn is_repeatable(operation: &Operation) -> bool {
     match operation {
-        Operation::Push(_) => false,
+        // A backup is the connection's.
+        Operation::Push(_) | Operation::Backup(_) => false,
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
         Operation::Hello(_)
@@ -719,6 +721,7 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
-        | Operation::Stats(_) => Box::new(std::iter::empty()),
+        | Operation::Stats(_)
+        | Operation::Backup(_) => Box::new(std::iter::empty()),
     }
 }

@@ -325,7 +325,8 @@ impl Engine {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
-            | Operation::Stats(_) => Vec::new(),
+            | Operation::Stats(_)
+            | Operation::Backup(_) => Vec::new(),
         }
     }
 
@@ -362,7 +363,7 @@ impl Engine {
             Operation::QueuePause(names) => self.pause(&origin, &names)?,
             Operation::QueueResume(names) => self.resume(now, &origin, &names, outcome)?,
             Operation::Stats(_) => self.stats(now, &origin),
-            Operation::Hello(_) | Operation::DeadList(_) => {
+            Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
                 return Err(WireError::new(
                     ErrorCode::BadRequest,
                     "this operation does not belong to the engine",

@@ -4,7 +4,9 @@
 //! of the exit codes in `error`; a failure says what, why and what to do. Commands that ask a server
 //! are clients like any other, through `connect`.
 
+mod backup;
 mod bench;
+mod compact;
 mod completions;
 mod config;
 mod connect;
@@ -20,10 +22,12 @@ mod output;
 mod peer;
 mod push;
 mod queues;
+mod restore;
 mod serve;
 mod stats;
 mod systemd;
 mod token;
+mod upkeep;
 mod version;
 mod view;
 mod work;
@@ -70,6 +74,12 @@ enum Command {
     Queues(queues::QueuesCommand),
     /// Show totals of the namespace and the server
     Stats(stats::StatsArgs),
+    /// Write a backup of a running server, or of a closed data directory
+    Backup(backup::BackupArgs),
+    /// Make a data directory out of a backup
+    Restore(restore::RestoreArgs),
+    /// Rewrite a closed data directory, so that it gives unused space back
+    Compact(compact::CompactArgs),
     /// Measure a running server
     Bench(bench::BenchArgs),
     /// Ask whether a server lives, or is ready
@@ -117,6 +127,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Dead(command) => block_on(dead::run(command)),
         Command::Queues(command) => block_on(queues::run(command)),
         Command::Stats(args) => block_on(stats::run(args)),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => restore::run(&args),
+        Command::Compact(args) => compact::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Health(args) => block_on(health::run(args)),
         Command::Config(command) => config::run(&command),

@@ -44,6 +44,11 @@ pub(super) fn line(text: &str) -> Result<(), CliError> {
     Ok(sink::data(&format!("{text}\n"))?)
 }
 
+/// Writes data that is no text.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
+    Ok(sink::bytes(bytes)?)
+}
+
 /// Tells a person something. Whether that works does not matter.
 pub(super) fn note(text: &str) {
     sink::remark(format!("{text}\n").as_bytes());
@@ -176,6 +181,10 @@ mod sink {
         io::stdout().lock().write_all(text.as_bytes())
     }
 
+    pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
+        io::stdout().lock().write_all(bytes)
+    }
+
     pub(super) fn remark(bytes: &[u8]) {
         let _ = io::stderr().lock().write_all(bytes);
     }
@@ -194,6 +203,10 @@ pub(super) mod sink {
     pub(super) fn data(text: &str) -> io::Result<()> {
         DATA.with_borrow_mut(|all| all.push_str(text));
         Ok(())
+    }
+
+    pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
+        data(&String::from_utf8_lossy(bytes))
     }
 
     pub(super) fn remark(bytes: &[u8]) {

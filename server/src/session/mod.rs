@@ -24,8 +24,8 @@ use ganger_engine::{
 };
 use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, SessionId, WireError, frame,
-    request::{Hello, Operation, Request},
-    response::{HelloReply, Notice, Reply, ReplyBody, SessionReply},
+    request::{Backup, Hello, Operation, Request},
+    response::{BackupReply, HelloReply, Notice, Reply, ReplyBody, SessionReply},
 };
 use tokio::{io::AsyncReadExt as _, net::TcpStream, net::tcp::OwnedReadHalf};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ use crate::{
     auth::{self, Identity, Tokens},
     driver::{Outbox, Shard},
     server::Shared,
+    upkeep::BackupStream,
 };
 
 /// A session stops reading while its client has not read so many bytes of replies.
@@ -151,6 +152,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         nonce,
         stage: Stage::Greeted,
         held_bytes: 0,
+        backup: None,
     };
     session.run(reader).await;
     session.end();
@@ -166,6 +168,8 @@ struct Session {
     stage: Stage,
     /// Bytes of an unfinished frame, as they are counted over all connections.
     held_bytes: usize,
+    /// The backup that this connection reads.
+    backup: Option<BackupStream>,
 }
 
 #[derive(Debug)]
@@ -372,6 +376,11 @@ impl Session {
                 };
             }
         };
+        if let Operation::Backup(Backup { offset }) = operation {
+            let result = self.backup_chunk(offset);
+            self.answer(id, result.map(ReplyBody::Backup));
+            return Then::GoOn;
+        }
         let caller = Caller {
             connection: self.presence.outbox.connection(),
             request: id,
@@ -401,6 +410,23 @@ impl Session {
             }
         }
         Then::GoOn
+    }
+
+    /// The next chunk of this connection's backup.
+    fn backup_chunk(&mut self, offset: u64) -> Result<BackupReply, WireError> {
+        if offset == 0 {
+            // First the old one ends: there is one of a store at a time.
+            self.backup = None;
+            let stores = self.shared.shards.iter().map(|shard| shard.store());
+            let now = self.shared.clock.now().wall;
+            self.backup = Some(BackupStream::begin(stores.map(Arc::clone), now));
+        }
+        let backup = self.backup.as_mut().ok_or_else(BackupStream::elsewhere)?;
+        let reply = backup.reply(offset);
+        if reply.as_ref().map_or(true, |reply| reply.end) {
+            self.backup = None;
+        }
+        reply
     }
 
     async fn hello(&mut self, id: u64, hello: Hello) -> Then {

@@ -75,7 +75,8 @@ impl State {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
-            | Operation::Stats(_) => Ok(()),
+            | Operation::Stats(_)
+            | Operation::Backup(_) => Ok(()),
         }
     }
 
@@ -116,7 +117,8 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
-        | Operation::Stats(_) => false,
+        | Operation::Stats(_)
+        | Operation::Backup(_) => false,
     };
     if refused {
         return Err(WireError::new(
@@ -132,8 +134,8 @@ mod tests {
     use ganger_protocol::{
         JobId, LeaseId,
         request::{
-            Ack, AckItem, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello,
-            JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat,
+            Hello, JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -184,6 +186,7 @@ mod tests {
             Operation::QueuePause(QueueNames { queues: vec![] }),
             Operation::QueueResume(QueueNames { queues: vec![] }),
             Operation::Stats(Stats {}),
+            Operation::Backup(Backup { offset: 0 }),
         ]
     }
 
@@ -220,6 +223,7 @@ mod tests {
             "queue_pause",
             "queue_resume",
             "stats",
+            "backup",
         ];
         assert_eq!(legal(State::Open(OPEN)), without);
         assert_eq!(

@@ -15,6 +15,7 @@ use super::{
     coding::{Malformed, Reader, put_varint},
     damaged,
     keys::{Key, Meta},
+    lock,
     overlay::Layer,
     records,
     table::{Span, Table},
@@ -107,13 +108,13 @@ impl Store {
 
     /// Writes one slice; whether it was the last, which is durable then.
     fn write_slice(&self, checkpoint: &mut Checkpoint) -> Result<bool, StoreError> {
-        let operations_max = self.options.slice_operations_max.max(2);
+        let operations_max = self.options.slice_operations_max.max(4);
         if let Some(prefix) = checkpoint.dropped.last() {
             let rows = self.table.scan(&Span::of(*prefix), operations_max)?;
             let is_last = rows.len() < operations_max;
             let batch: Vec<_> = rows.into_iter().map(|(key, _)| (key, None)).collect();
             if !batch.is_empty() {
-                self.table.apply(&batch)?;
+                self.apply_with_digest(batch, checkpoint.layer.last())?;
             }
             if is_last {
                 checkpoint.dropped.pop();
@@ -121,18 +122,32 @@ impl Store {
             return Ok(false);
         }
         let layer = &checkpoint.layer;
-        // One operation is kept for the number of the applied group.
-        let mut batch = layer.slice(checkpoint.after.as_ref(), operations_max - 1);
-        let is_last = batch.len() < operations_max - 1;
+        // Two operations are kept: for the digest and the number of the applied group.
+        let mut batch = layer.slice(checkpoint.after.as_ref(), operations_max - 2);
+        let is_last = batch.len() < operations_max - 2;
         checkpoint.after = batch.last().map(|(key, _)| *key).or(checkpoint.after);
         if is_last {
             batch.push(applied_row(layer.last()));
         }
-        self.table.apply(&batch)?;
+        self.apply_with_digest(batch, layer.last())?;
         if is_last {
             self.table.flush()?;
         }
         Ok(is_last)
+    }
+
+    /// Writes a batch and the digest behind it as one.
+    fn apply_with_digest(
+        &self,
+        mut batch: Vec<(Key, Option<Bytes>)>,
+        group: GroupNumber,
+    ) -> Result<(), StoreError> {
+        let mut digest = lock(&self.digest);
+        let behind = digest.behind(&*self.table, &batch)?;
+        batch.extend(behind.map(|behind| behind.row(group)));
+        self.table.apply(&batch)?;
+        *digest = behind.unwrap_or(*digest);
+        Ok(())
     }
 
     /// The table has everything up to `last`, durable.
@@ -142,7 +157,7 @@ impl Store {
         self.applied.store(last.0, Ordering::Release);
         self.log_bytes.fetch_sub(log_bytes, Ordering::Relaxed);
         self.has_checkpoint.store(false, Ordering::Release);
-        self.log.trim(last)?;
+        self.log.trim(self.trimmable(last))?;
         Ok(())
     }
 }

@@ -23,12 +23,22 @@ const FIRST_DATA: &str = "data-000001";
 /// A shard's directory, locked as long as this lives.
 #[derive(Debug)]
 pub struct ShardDirectory {
+    /// Where its data lies.
+    pub data: DataDirectory,
+    path: PathBuf,
+    /// The lock goes with the file.
+    _lock: File,
+}
+
+/// Where the data of a shard lies in its directory.
+#[derive(Debug, Clone)]
+pub struct DataDirectory {
+    /// Its name, as `CURRENT` says it.
+    name: String,
     /// Where the table lies.
     pub table: PathBuf,
     /// Where the log lies.
     pub log: PathBuf,
-    /// The lock goes with the file.
-    _lock: File,
 }
 
 impl ShardDirectory {
@@ -61,24 +71,135 @@ impl ShardDirectory {
             }
             Err(error) => return Err(failed("read")(error)),
         };
-        let data = path.join(data);
+        Ok(Self {
+            data: DataDirectory::make(path, data).map_err(failed("made"))?,
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Locks a directory that is there and has data. Nothing is made.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_existing(path: &Path) -> Result<Self, StoreError> {
+        match path.join(CURRENT).metadata() {
+            Ok(_) => Self::open(path),
+            Err(source) => Err(StoreError::Directory {
+                doing: "read",
+                path: path.join(CURRENT),
+                source,
+            }),
+        }
+    }
+
+    /// Makes and locks a directory that has nothing yet. It is no shard's before
+    /// [`point_at`](Self::point_at).
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when it has something.
+    pub fn make(path: &Path) -> Result<Self, StoreError> {
+        let failed = |doing| {
+            move |source| StoreError::Directory {
+                doing,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("made"))?;
+        if let Some(found) = names(path).map_err(failed("listed"))?.pop() {
+            return Err(StoreError::Foreign {
+                path: path.to_owned(),
+                found,
+            });
+        }
+        let lock = lock(path)?;
+        let data = DataDirectory::make(path, FIRST_DATA.to_owned()).map_err(failed("made"))?;
+        Ok(Self {
+            data,
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// A new data directory beside the present one. What an earlier try left behind is removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`].
+    pub fn make_next(&self) -> Result<DataDirectory, StoreError> {
+        let number = self.data.name.rsplit('-').next();
+        let number: u64 = number.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let name = format!("data-{:06}", number + 1);
+        let failed = |doing| {
+            let path = self.path.join(&name);
+            move |source| StoreError::Directory {
+                doing,
+                path,
+                source,
+            }
+        };
+        match fs::remove_dir_all(self.path.join(&name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("removed")(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        DataDirectory::make(&self.path, name.clone()).map_err(failed("made"))
+    }
+
+    /// Makes `data` the shard's, durable, from here on.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`].
+    pub fn point_at(&mut self, data: DataDirectory) -> Result<(), StoreError> {
+        write_current(&self.path, &data.name).map_err(|source| StoreError::Directory {
+            doing: "written",
+            path: self.path.join(CURRENT),
+            source,
+        })?;
+        self.data = data;
+        Ok(())
+    }
+
+    /// Removes a data directory that is the shard's no more.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`].
+    pub fn remove(&self, data: &DataDirectory) -> Result<(), StoreError> {
+        let path = self.path.join(&data.name);
+        fs::remove_dir_all(&path)
+            .and_then(|()| sync_directory(&self.path))
+            .map_err(|source| StoreError::Directory {
+                doing: "removed",
+                path,
+                source,
+            })
+    }
+}
+
+impl DataDirectory {
+    fn make(shard: &Path, name: String) -> io::Result<Self> {
+        let data = shard.join(&name);
         let (table, log) = (data.join("table"), data.join("log"));
         for directory in [&table, &log] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
-                .create(directory)
-                .map_err(failed("made"))?;
+                .create(directory)?;
         }
-        sync_directory(&data)
-            .and_then(|()| sync_directory(path))
-            .and_then(|()| path.parent().map_or(Ok(()), sync_parent))
-            .map_err(failed("synced"))?;
-        Ok(Self {
-            table,
-            log,
-            _lock: lock,
-        })
+        sync_directory(&data)?;
+        sync_directory(shard)?;
+        shard.parent().map_or(Ok(()), sync_parent)?;
+        Ok(Self { name, table, log })
+    }
+
+    /// Bytes of the table on disk.
+    pub fn table_bytes(&self) -> u64 {
+        fs::metadata(self.table.join("db")).map_or(0, |file| file.len())
     }
 }
 

@@ -83,6 +83,31 @@ impl Prefix {
         Self::ALL.into_iter().find(|prefix| *prefix as u8 == number)
     }
 
+    /// Whether the table keeps a digest of the rows of this kind: no other record would miss one
+    /// that is gone.
+    pub const fn is_digested(self) -> bool {
+        match self {
+            Self::Session
+            | Self::Outcome
+            | Self::Queue
+            | Self::Batch
+            | Self::Cron
+            | Self::Limit
+            | Self::Lane => true,
+            Self::Meta
+            | Self::Run
+            | Self::Acks
+            | Self::Job
+            | Self::Timer
+            | Self::Closed
+            | Self::Leases
+            | Self::Blob
+            | Self::Unique
+            | Self::Member
+            | Self::Edge => false,
+        }
+    }
+
     /// Whether a key of this kind is put once in its life: then a put that is deleted before it
     /// reached the table leaves nothing to do there.
     pub const fn is_written_once(self) -> bool {
@@ -100,6 +125,8 @@ pub enum Meta {
     Made = 2,
     /// The group up to which the table holds everything; written by checkpoints only.
     Applied = 3,
+    /// The digest of the rows that nothing else vouches for; written by checkpoints only.
+    Digest = 4,
 }
 
 /// First bytes of an HMAC under the stored secret, where a name is too long for a key.
@@ -148,6 +175,11 @@ impl Key {
     /// A key that is before every other.
     pub fn lowest() -> Self {
         Self::start(0)
+    }
+
+    /// A key that is behind every other.
+    pub fn end() -> Self {
+        Self::start(u8::MAX)
     }
 
     /// What kind of key it is; `None` when its first byte is none of ours.

@@ -64,6 +64,18 @@ pub trait Log: fmt::Debug + Send + Sync {
         visit: &mut dyn FnMut(GroupNumber, Bytes) -> Result<(), LogError>,
     ) -> Result<GroupNumber, LogError>;
 
+    /// Gives the groups from where `cursor` stands up to `through`, which is durable, until about
+    /// `bytes_max` are together; the cursor stands behind the last of them then.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] when one of them is not there, or not whole.
+    fn read_on(
+        &self,
+        cursor: &mut LogCursor,
+        through: GroupNumber,
+        bytes_max: usize,
+    ) -> Result<Vec<(GroupNumber, Bytes)>, LogError>;
+
     /// Takes the log over behind `last` and answers with the new epoch. A handle of an earlier
     /// epoch is fenced from here on.
     ///
@@ -103,6 +115,40 @@ pub trait Log: fmt::Debug + Send + Sync {
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
+}
+
+/// Where somebody who reads a log stands.
+#[derive(Debug, Clone, Copy)]
+pub struct LogCursor {
+    /// The group that comes next.
+    next: GroupNumber,
+    /// The segment that was read last; 0: none.
+    sequence: u64,
+    /// Where in it the next record is, and its number.
+    at: u64,
+    expected: u64,
+}
+
+impl LogCursor {
+    /// Behind this group.
+    pub fn behind(group: GroupNumber) -> Self {
+        Self {
+            next: GroupNumber(group.0 + 1),
+            sequence: 0,
+            at: 0,
+            expected: 0,
+        }
+    }
+
+    /// The group that comes next.
+    pub fn next(&self) -> GroupNumber {
+        self.next
+    }
+
+    /// Steps over a group.
+    pub(super) fn step(&mut self) {
+        self.next.0 += 1;
+    }
 }
 
 /// How far a log came before it was opened.
@@ -425,6 +471,58 @@ impl Log for FileLog {
             });
         }
         Ok(GroupNumber(last))
+    }
+
+    fn read_on(
+        &self,
+        cursor: &mut LogCursor,
+        through: GroupNumber,
+        bytes_max: usize,
+    ) -> Result<Vec<(GroupNumber, Bytes)>, LogError> {
+        let segments = lock(&self.writer).segments.clone();
+        let mut groups = Vec::new();
+        let mut bytes = 0;
+        let mut open: Option<(&Segment, File)> = None;
+        while cursor.next <= through && bytes < bytes_max {
+            let missing = || LogError::Damaged {
+                what: format!("group {} is not in it any more", cursor.next.0),
+            };
+            let holder = segments.iter().rev();
+            let segment = { holder }
+                .find(|segment| segment.first <= cursor.next.0)
+                .ok_or_else(missing)?;
+            if cursor.sequence != segment.sequence {
+                cursor.sequence = segment.sequence;
+                cursor.at = SEGMENT_HEADER_BYTES as u64;
+                cursor.expected = segment.first;
+            }
+            let (_, file) = match open.take() {
+                Some((opened, file)) if opened.sequence == segment.sequence => {
+                    open.insert((opened, file))
+                }
+                Some(_) | None => {
+                    let path = &segment.path;
+                    open.insert((segment, File::open(path).map_err(io_error("opened", path))?))
+                }
+            };
+            let scan = SegmentScan {
+                segment,
+                next_first: None,
+                expected: cursor.expected,
+            };
+            let (header, body) = scan.read_record(file, cursor.at)?.ok_or_else(missing)?;
+            if header.number != cursor.expected || header.epoch != segment.epoch {
+                return Err(missing());
+            }
+            cursor.at += record_bytes(body.len()) as u64;
+            cursor.expected += 1;
+            if header.number == cursor.next.0 {
+                bytes += body.len();
+                groups.push((cursor.next, body));
+                cursor.step();
+            }
+        }
+        Ok(groups)
     }
 
     fn acquire(&self, last: GroupNumber) -> Result<u64, LogError> {

@@ -17,7 +17,7 @@ use ganger_engine::{facts::Recovered, records::GroupNumber};
 use super::{
     Store, StoreError, StoreOptions,
     keys::Key,
-    log::{Log, LogError, LogState},
+    log::{Log, LogCursor, LogError, LogState},
     table::{Order, Span, Table, TableError},
 };
 
@@ -254,6 +254,29 @@ impl Log for MemoryLog {
             }
         }
         Ok(GroupNumber(last))
+    }
+
+    fn read_on(
+        &self,
+        cursor: &mut LogCursor,
+        through: GroupNumber,
+        bytes_max: usize,
+    ) -> Result<Vec<(GroupNumber, Bytes)>, LogError> {
+        let mut disk = self.lock()?;
+        disk.call().map_err(|fault| self.error(fault))?;
+        let mut groups = Vec::new();
+        let mut bytes = 0;
+        while cursor.next() <= through && bytes < bytes_max {
+            let next = cursor.next();
+            let found = disk.log.groups.iter().find(|(number, _)| *number == next.0);
+            let (_, body) = found.ok_or_else(|| LogError::Damaged {
+                what: format!("group {} is not in it any more", next.0),
+            })?;
+            bytes += body.len();
+            groups.push((next, body.clone()));
+            cursor.step();
+        }
+        Ok(groups)
     }
 
     fn acquire(&self, last: GroupNumber) -> Result<u64, LogError> {

@@ -7,8 +7,11 @@
 //!
 //! `docs/STORAGE.md` has everything byte by byte. Next on the path of a group: `group.rs`.
 
+pub mod archive;
+pub mod backup;
 mod checkpoint;
 mod coding;
+mod digest;
 pub mod format;
 mod group;
 pub mod keys;
@@ -16,6 +19,7 @@ pub mod log;
 pub mod memory;
 mod overlay;
 mod read;
+pub mod rebuild;
 pub mod records;
 pub mod sled;
 #[cfg(test)]
@@ -39,8 +43,10 @@ use ganger_engine::{
 };
 
 use self::{
+    backup::Hold,
     checkpoint::Checkpoint,
-    format::{FORMAT, ShardDirectory},
+    digest::Digest,
+    format::{DataDirectory, FORMAT, ShardDirectory},
     group::Physical,
     keys::{Key, Meta, Prefix},
     log::{FileLog, Log, LogError, LogOptions, LogState},
@@ -65,7 +71,7 @@ pub struct StoreOptions {
     pub overlay_bytes_max: usize,
     /// Bytes of log after which a checkpoint is due. Default 16 MiB.
     pub checkpoint_bytes: u64,
-    /// Operations of one slice of a checkpoint at most, at least 2. Default 1 000.
+    /// Operations of one slice of a checkpoint at most, at least 4. Default 1 000.
     pub slice_operations_max: usize,
     /// Bytes of log behind the last checkpoint at which the store is full. Default 256 MiB.
     pub log_bytes_max: u64,
@@ -143,6 +149,12 @@ pub enum StoreError {
         /// Its bytes.
         bytes: usize,
     },
+    /// A backup could not go on.
+    #[error("the backup cannot go on: {what}")]
+    Backup {
+        /// Why.
+        what: &'static str,
+    },
     /// A group does not follow the one before it; a bug of whoever made it.
     #[error("group {actual} was committed where {expected} belongs")]
     OutOfOrder {
@@ -198,6 +210,10 @@ pub struct Store {
     secret: [u8; 32],
     overlay: RwLock<Overlay>,
     checkpoint: Mutex<Option<Checkpoint>>,
+    /// The digest of what the table has.
+    digest: Mutex<Digest>,
+    /// What a backup still has to read of the log.
+    hold: Mutex<Hold>,
     /// The last group that was committed. Raised under the overlay's lock.
     sealed: AtomicU64,
     durable: AtomicU64,
@@ -221,11 +237,22 @@ impl Store {
     /// be written.
     pub fn open_dir(path: &Path, options: &StoreOptions) -> Result<(Self, Recovered), StoreError> {
         let directory = ShardDirectory::open(path)?;
-        let log = FileLog::open(&directory.log, options.log)?;
-        let table = SledTable::open(&directory.table, options.cache_bytes)?;
-        let (mut store, recovered) = Self::open(Box::new(log), Arc::new(table), options)?;
+        let (mut store, recovered) = Self::open_locked(&directory.data, options)?;
         store.directory = Some((path.to_owned(), directory));
         Ok((store, recovered))
+    }
+
+    /// The same for the data of a directory that the caller has locked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is damaged or cannot be written.
+    pub fn open_locked(
+        data: &DataDirectory,
+        options: &StoreOptions,
+    ) -> Result<(Self, Recovered), StoreError> {
+        let log = FileLog::open(&data.log, options.log)?;
+        let table = SledTable::open(&data.table, options.cache_bytes)?;
+        Self::open(Box::new(log), Arc::new(table), options)
     }
 
     /// The same over any log and table.
@@ -268,6 +295,7 @@ impl Store {
             Some(made) => made.secret,
             None => make(&*table, options)?,
         };
+        let digest = Digest::read(&*table)?;
         let store = Self {
             log,
             table,
@@ -276,6 +304,8 @@ impl Store {
             secret,
             overlay: RwLock::new(overlay),
             checkpoint: Mutex::default(),
+            digest: Mutex::new(digest),
+            hold: Mutex::default(),
             sealed: AtomicU64::new(last.0),
             durable: AtomicU64::new(last.0),
             applied: AtomicU64::new(applied.0),
@@ -362,6 +392,11 @@ impl Store {
         self.secret
     }
 
+    /// The number of the shard.
+    pub fn shard(&self) -> u16 {
+        self.options.shard
+    }
+
     /// The generation of this owner, raised at each open.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -404,7 +439,10 @@ impl Store {
             });
         }
         call().inspect_err(|error| {
-            if matches!(error, StoreError::Damaged { .. }) {
+            if matches!(
+                error,
+                StoreError::Damaged { .. } | StoreError::Backup { .. }
+            ) {
                 return;
             }
             // Another thread may have failed first; then its error is the cause.
@@ -421,9 +459,7 @@ impl Store {
     }
 
     fn checkpoint(&self) -> MutexGuard<'_, Option<Checkpoint>> {
-        self.checkpoint
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.checkpoint)
     }
 
     /// Reads what an engine needs to go on: nothing here grows with the backlog.
@@ -527,6 +563,7 @@ fn make(table: &dyn Table, options: &StoreOptions) -> Result<[u8; 32], StoreErro
     table.apply(&[
         (key, Some(Bytes::from(value))),
         checkpoint::applied_row(GroupNumber(0)),
+        Digest::default().row(GroupNumber(0)),
     ])?;
     table.flush()?;
     Ok(secret)
@@ -547,6 +584,11 @@ fn bad_key(key: &Key) -> StoreError {
         key: *key,
         what: "its key is not one of its kind",
     }
+}
+
+/// A lock whose holder panicked still guards whole values: every error here poisons the store.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its causes, on one line.

@@ -1,5 +1,6 @@
 //! One suite for every log, table and store: the same tests over the real ones and the doubles.
 
+mod backups;
 mod damage;
 mod directories;
 mod model;
@@ -73,7 +74,7 @@ fn options() -> StoreOptions {
             segment_bytes_max: 32 << 10,
         },
         // Checkpoints of several slices, so that a kill can fall between them.
-        slice_operations_max: 4,
+        slice_operations_max: 5,
         cache_bytes: 4 << 20,
         secret: Some([7; 32]),
         ..StoreOptions::default()

@@ -1,0 +1,191 @@
+//! `ganger backup`: a file with everything that a server has, taken while it works, or out of a
+//! closed data directory.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ganger_client::Client;
+use serde::Serialize;
+
+use super::{
+    block_on,
+    connect::ConnectArgs,
+    error::{CliError, Exit},
+    output::{self, Format, pairs},
+    upkeep::{Progress, human_bytes},
+};
+use crate::{
+    clock::{Clock, Stopwatch},
+    store::StoreError,
+    upkeep::{BackupStream, UpkeepError, open_stores},
+};
+
+/// Bytes that are read of closed stores at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct BackupArgs {
+    /// The file to write; - writes to stdout
+    file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+    /// Back up this data directory, which no server has open, instead of a running server
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+struct Written {
+    bytes: u64,
+    seconds: f64,
+}
+
+pub(super) fn run(args: &BackupArgs) -> Result<(), CliError> {
+    let watch = Stopwatch::start();
+    let mut target = Target::create(&args.file, args.force)?;
+    let bytes = match &args.data_dir {
+        Some(data_dir) => of_directory(data_dir, &mut target),
+        None => block_on_value(of_server(&args.connect, &mut target)),
+    };
+    // What is not whole is not left behind.
+    let bytes = bytes.inspect_err(|_| target.discard())?;
+    target.finish()?;
+    if target.is_stdout() {
+        return Ok(());
+    }
+    let written = Written {
+        bytes,
+        seconds: watch.elapsed().as_secs_f64(),
+    };
+    args.format.print(&written, |written| {
+        pairs(&[
+            ("backup", args.file.display().to_string()),
+            ("size", human_bytes(written.bytes)),
+            ("took", format!("{:.1} s", written.seconds)),
+        ])
+    })
+}
+
+async fn of_server(connect: &ConnectArgs, target: &mut Target) -> Result<u64, CliError> {
+    let client: Client = connect.connect().await?;
+    let mut progress = None;
+    let mut offset = 0;
+    loop {
+        let reply = client.backup(offset).await?;
+        let progress = progress.get_or_insert_with(|| Progress::bytes(reply.estimate_bytes));
+        target.write(&reply.chunk)?;
+        offset += reply.chunk.len() as u64;
+        progress.at(offset);
+        if reply.end {
+            return Ok(offset);
+        }
+    }
+}
+
+fn of_directory(data_dir: &Path, target: &mut Target) -> Result<u64, CliError> {
+    let stores: Vec<_> = open_stores(data_dir)?.into_iter().map(Arc::new).collect();
+    let read = |source: StoreError| UpkeepError::Store {
+        doing: "read",
+        shard: 0,
+        source,
+    };
+    let mut stream = BackupStream::begin(stores.iter().cloned(), Clock::system().now().wall);
+    let progress = Progress::bytes(stream.estimate_bytes());
+    loop {
+        let chunk = stream.next_chunk(CHUNK_BYTES).map_err(read)?;
+        target.write(&chunk)?;
+        progress.at(stream.offset());
+        if chunk.len() < CHUNK_BYTES {
+            break;
+        }
+    }
+    let bytes = stream.offset();
+    drop(stream);
+    for store in stores {
+        store.settle().map_err(read)?;
+    }
+    Ok(bytes)
+}
+
+fn block_on_value<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let mut value = None;
+    block_on(async {
+        value = Some(command.await?);
+        Ok(())
+    })?;
+    value.ok_or_else(|| CliError::failed("cannot start"))
+}
+
+/// Where a backup goes: stdout, or a file that takes its name once it is whole and durable.
+struct Target {
+    to: Option<(File, PathBuf, PathBuf)>,
+}
+
+impl Target {
+    fn create(file: &Path, force: bool) -> Result<Self, CliError> {
+        if file == Path::new("-") {
+            return Ok(Self { to: None });
+        }
+        let refuse = |error: &io::Error| {
+            CliError::failed(format!("cannot write {}", file.display())).because(error)
+        };
+        if !force && file.try_exists().map_err(|error| refuse(&error))? {
+            let message = format!("{} is there already", file.display());
+            return Err(CliError::new(Exit::Conflict, message)
+                .hint("name another file, or replace this one by --force"));
+        }
+        let mut partial = file.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial);
+        let opened = opened.map_err(|error| refuse(&error))?;
+        Ok(Self {
+            to: Some((opened, partial, file.to_owned())),
+        })
+    }
+
+    fn is_stdout(&self) -> bool {
+        self.to.is_none()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        match &mut self.to {
+            Some((file, ..)) => Ok(file.write_all(bytes)?),
+            None => output::bytes(bytes),
+        }
+    }
+
+    fn finish(&self) -> Result<(), CliError> {
+        let Some((file, partial, name)) = &self.to else {
+            return Ok(());
+        };
+        file.sync_all()?;
+        fs::rename(partial, name)?;
+        let folder = name.parent().filter(|path| !path.as_os_str().is_empty());
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        Ok(())
+    }
+
+    fn discard(&self) {
+        if let Some((_, partial, _)) = &self.to {
+            // The backup has failed already; a part of it that stays says so by its name.
+            let _ = fs::remove_file(partial);
+        }
+    }
+}
