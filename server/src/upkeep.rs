@@ -5,21 +5,25 @@
 //! look, the command line's.
 
 mod compact;
+mod doctor;
 mod restore;
 mod stream;
+mod transfer;
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 pub use self::{
     compact::{Compacted, compact},
+    doctor::{Ailment, Diagnosis, Repair, examine},
     restore::{Restored, restore, verify},
     stream::BackupStream,
+    transfer::{Transferred, export, import},
 };
 use crate::{
-    data_dir::{existing_shards, shard_dir},
+    data_dir::{existing_shards, make_private_dir, shard_dir},
     store::{Store, StoreError, StoreOptions, archive::ArchiveError},
 };
 
@@ -57,6 +61,14 @@ pub enum UpkeepError {
     /// The backup is not whole, or no backup.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// A line of an export is wrong, or cannot be read or written.
+    #[error("line {line} of the export is refused")]
+    Lines {
+        /// The number of the line, from 1; 0 while writing.
+        line: u64,
+        /// Why.
+        source: io::Error,
+    },
     /// A shard cannot be read or written.
     #[error("shard {shard} cannot be {doing}")]
     Store {
@@ -89,6 +101,28 @@ pub fn open_stores(data_dir: &Path) -> Result<Vec<Store>, UpkeepError> {
         stores.push(store);
     }
     Ok(stores)
+}
+
+/// Makes a directory for its owner alone, unless it is there, and sees that it is empty.
+fn empty_dir(data_dir: &Path) -> Result<(), UpkeepError> {
+    let failed = |doing| {
+        move |source| UpkeepError::DataDir {
+            doing,
+            path: data_dir.to_owned(),
+            source,
+        }
+    };
+    make_private_dir(data_dir).map_err(failed("made"))?;
+    for entry in fs::read_dir(data_dir).map_err(failed("read"))? {
+        let found = entry.map_err(failed("read"))?.file_name();
+        if found != "lost+found" {
+            return Err(UpkeepError::NotEmpty {
+                path: data_dir.to_owned(),
+                found: found.to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The shards of a directory: at least one.

@@ -49,7 +49,7 @@ pub const fn is_legal(from: Option<JobState>, to: Option<JobState>) -> bool {
 
 impl JobRecord {
     /// The record of a job to which nothing has happened since its push.
-    pub(crate) fn fresh(id: JobId, place: Place, packed: PackedJob) -> Self {
+    pub fn fresh(id: JobId, place: Place, packed: PackedJob) -> Self {
         let lane = place.run.lane;
         Self {
             id,

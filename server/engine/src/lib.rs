@@ -54,7 +54,6 @@ use ganger_protocol::{
     response::ReplyBody,
 };
 
-pub use self::queue::HeadBudget;
 use self::{
     backoff::Random,
     change::{Change, Group},
@@ -72,12 +71,13 @@ use self::{
     session::Sessions,
     waiters::Waiters,
 };
+pub use self::{push::PRODUCER_IDLE_MAX, queue::HeadBudget};
 
 /// Numbers of leases are granted from blocks of this size whose reservation is durable.
 const RESERVED_BLOCK: u64 = 1 << 20;
 
 /// Positions start in the middle, so that they can grow and shrink.
-const POSITION_START: u64 = 1 << 63;
+pub const POSITION_START: u64 = 1 << 63;
 
 /// What an engine is told once.
 #[derive(Debug, Clone)]

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How long a producer may be idle before its outcomes are forgotten.
-pub(crate) const PRODUCER_IDLE_MAX: DurationMs = DurationMs::from_hours(24);
+pub const PRODUCER_IDLE_MAX: DurationMs = DurationMs::from_hours(24);
 
 /// Bytes of a refusal's message that are kept in an outcome.
 const REFUSAL_BYTES_MAX: usize = 256;

@@ -2,9 +2,7 @@
 //! closed data directory.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt as _,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,9 +13,9 @@ use serde::Serialize;
 use super::{
     block_on,
     connect::ConnectArgs,
-    error::{CliError, Exit},
-    output::{self, Format, pairs},
-    upkeep::{Progress, human_bytes},
+    error::CliError,
+    output::{Format, pairs},
+    upkeep::{Progress, Target, human_bytes},
 };
 use crate::{
     clock::{Clock, Stopwatch},
@@ -84,7 +82,7 @@ async fn of_server(connect: &ConnectArgs, target: &mut Target) -> Result<u64, Cl
     loop {
         let reply = client.backup(offset).await?;
         let progress = progress.get_or_insert_with(|| Progress::bytes(reply.estimate_bytes));
-        target.write(&reply.chunk)?;
+        target.write_all(&reply.chunk)?;
         offset += reply.chunk.len() as u64;
         progress.at(offset);
         if reply.end {
@@ -104,7 +102,7 @@ fn of_directory(data_dir: &Path, target: &mut Target) -> Result<u64, CliError> {
     let progress = Progress::bytes(stream.estimate_bytes());
     loop {
         let chunk = stream.next_chunk(CHUNK_BYTES).map_err(read)?;
-        target.write(&chunk)?;
+        target.write_all(&chunk)?;
         progress.at(stream.offset());
         if chunk.len() < CHUNK_BYTES {
             break;
@@ -125,67 +123,4 @@ fn block_on_value<T>(command: impl Future<Output = Result<T, CliError>>) -> Resu
         Ok(())
     })?;
     value.ok_or_else(|| CliError::failed("cannot start"))
-}
-
-/// Where a backup goes: stdout, or a file that takes its name once it is whole and durable.
-struct Target {
-    to: Option<(File, PathBuf, PathBuf)>,
-}
-
-impl Target {
-    fn create(file: &Path, force: bool) -> Result<Self, CliError> {
-        if file == Path::new("-") {
-            return Ok(Self { to: None });
-        }
-        let refuse = |error: &io::Error| {
-            CliError::failed(format!("cannot write {}", file.display())).because(error)
-        };
-        if !force && file.try_exists().map_err(|error| refuse(&error))? {
-            let message = format!("{} is there already", file.display());
-            return Err(CliError::new(Exit::Conflict, message)
-                .hint("name another file, or replace this one by --force"));
-        }
-        let mut partial = file.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let opened = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&partial);
-        let opened = opened.map_err(|error| refuse(&error))?;
-        Ok(Self {
-            to: Some((opened, partial, file.to_owned())),
-        })
-    }
-
-    fn is_stdout(&self) -> bool {
-        self.to.is_none()
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), CliError> {
-        match &mut self.to {
-            Some((file, ..)) => Ok(file.write_all(bytes)?),
-            None => output::bytes(bytes),
-        }
-    }
-
-    fn finish(&self) -> Result<(), CliError> {
-        let Some((file, partial, name)) = &self.to else {
-            return Ok(());
-        };
-        file.sync_all()?;
-        fs::rename(partial, name)?;
-        let folder = name.parent().filter(|path| !path.as_os_str().is_empty());
-        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
-        Ok(())
-    }
-
-    fn discard(&self) {
-        if let Some((_, partial, _)) = &self.to {
-            // The backup has failed already; a part of it that stays says so by its name.
-            let _ = fs::remove_file(partial);
-        }
-    }
 }

@@ -12,7 +12,9 @@ mod config;
 mod connect;
 mod dead;
 mod demo;
+mod doctor;
 mod error;
+mod export;
 mod health;
 mod jobs;
 mod load;
@@ -80,6 +82,12 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Rewrite a closed data directory, so that it gives unused space back
     Compact(compact::CompactArgs),
+    /// Look for damage in a closed data directory, and repair it
+    Doctor(doctor::DoctorArgs),
+    /// Write what a closed data directory holds as lines of JSON
+    Export(export::ExportArgs),
+    /// Make a data directory out of such lines
+    Import(export::ImportArgs),
     /// Measure a running server
     Bench(bench::BenchArgs),
     /// Ask whether a server lives, or is ready
@@ -130,6 +138,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),
         Command::Compact(args) => compact::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Export(args) => export::run_export(&args),
+        Command::Import(args) => export::run_import(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Health(args) => block_on(health::run(args)),
         Command::Config(command) => config::run(&command),

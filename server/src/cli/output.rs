@@ -45,8 +45,8 @@ pub(super) fn line(text: &str) -> Result<(), CliError> {
 }
 
 /// Writes data that is no text.
-pub(super) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
-    Ok(sink::bytes(bytes)?)
+pub(super) fn bytes(bytes: &[u8]) -> io::Result<()> {
+    sink::bytes(bytes)
 }
 
 /// Tells a person something. Whether that works does not matter.

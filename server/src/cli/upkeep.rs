@@ -1,6 +1,11 @@
 //! What the commands on data directories share: naming one, showing progress, and errors.
 
-use std::{io, path::PathBuf};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -93,6 +98,7 @@ impl From<UpkeepError> for CliError {
                 | ArchiveError::Changed { .. }
                 | ArchiveError::TooLong { .. },
             ) => failed(Exit::Storage).hint("take another backup; this one is of no use"),
+            UpkeepError::Lines { .. } => failed(Exit::Failed),
             UpkeepError::Store {
                 source: StoreError::Locked { .. },
                 ..
@@ -108,6 +114,78 @@ impl From<UpkeepError> for CliError {
             }
             UpkeepError::Store { .. } => failed(Exit::Storage)
                 .hint("`ganger doctor` says what is damaged; a backup restores what was"),
+        }
+    }
+}
+
+/// Where a backup or an export goes: stdout, or a file that takes its name once it is whole and durable.
+pub(super) struct Target {
+    to: Option<(File, PathBuf, PathBuf)>,
+}
+
+impl Target {
+    pub(super) fn create(file: &Path, force: bool) -> Result<Self, CliError> {
+        if file == Path::new("-") {
+            return Ok(Self { to: None });
+        }
+        let refuse = |error: &io::Error| {
+            CliError::failed(format!("cannot write {}", file.display())).because(error)
+        };
+        if !force && file.try_exists().map_err(|error| refuse(&error))? {
+            let message = format!("{} is there already", file.display());
+            return Err(CliError::new(Exit::Conflict, message)
+                .hint("name another file, or replace this one by --force"));
+        }
+        let mut partial = file.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial);
+        let opened = opened.map_err(|error| refuse(&error))?;
+        Ok(Self {
+            to: Some((opened, partial, file.to_owned())),
+        })
+    }
+
+    pub(super) fn is_stdout(&self) -> bool {
+        self.to.is_none()
+    }
+
+    pub(super) fn finish(&self) -> Result<(), CliError> {
+        let Some((file, partial, name)) = &self.to else {
+            return Ok(());
+        };
+        file.sync_all()?;
+        fs::rename(partial, name)?;
+        let folder = name.parent().filter(|path| !path.as_os_str().is_empty());
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        Ok(())
+    }
+
+    pub(super) fn discard(&self) {
+        if let Some((_, partial, _)) = &self.to {
+            // It has failed already; a part of it that stays says so by its name.
+            let _ = fs::remove_file(partial);
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.to {
+            Some((file, ..)) => file.write(bytes),
+            None => output::bytes(bytes).map(|()| bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.to {
+            Some((file, ..)) => file.flush(),
+            None => Ok(()),
         }
     }
 }

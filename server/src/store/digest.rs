@@ -93,7 +93,7 @@ impl Digest {
 }
 
 /// The first sixteen bytes of SHA-256 over key and value. A key's kind gives its length.
-fn hash(key: &Key, value: &[u8]) -> u128 {
+pub(super) fn hash(key: &Key, value: &[u8]) -> u128 {
     let hash = Sha256::new()
         .chain_update(key.as_slice())
         .chain_update(value)

@@ -197,6 +197,16 @@ impl DataDirectory {
         Ok(Self { name, table, log })
     }
 
+    /// Its name in the directory of the shard.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the table's file is there.
+    pub fn has_table(&self) -> bool {
+        self.table.join("db").is_file()
+    }
+
     /// Bytes of the table on disk.
     pub fn table_bytes(&self) -> u64 {
         fs::metadata(self.table.join("db")).map_or(0, |file| file.len())

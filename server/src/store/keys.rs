@@ -416,6 +416,30 @@ impl Key {
         rest.is_empty().then_some(queue)
     }
 
+    /// What a key of a job's record names.
+    pub fn to_job(&self) -> Option<JobId> {
+        let mut rest = self.rest(Prefix::Job)?;
+        let job = JobId::from_bytes(take(&mut rest)?);
+        rest.is_empty().then_some(job)
+    }
+
+    /// What a key of a part of a blob names.
+    pub fn to_blob(&self) -> Option<(JobId, BlobKind, u16)> {
+        let mut rest = self.rest(Prefix::Blob)?;
+        let job = JobId::from_bytes(take(&mut rest)?);
+        let kind = blob_kind(take_u8(&mut rest)?)?;
+        let part = take_u16(&mut rest)?;
+        rest.is_empty().then_some((job, kind, part))
+    }
+
+    /// What a key of a part of an outcome names: producer, part and slot.
+    pub fn to_outcome(&self) -> Option<(ProducerNumber, u16, u8)> {
+        let mut rest = self.rest(Prefix::Outcome)?;
+        let producer = ProducerNumber(take_u64(&mut rest)?);
+        let (part, slot) = (take_u16(&mut rest)?, take_u8(&mut rest)?);
+        rest.is_empty().then_some((producer, part, slot))
+    }
+
     fn rest(&self, prefix: Prefix) -> Option<&[u8]> {
         let (first, rest) = self.as_slice().split_first()?;
         (*first == prefix as u8).then_some(rest)
@@ -448,6 +472,17 @@ pub fn blob_number(kind: BlobKind) -> u8 {
         BlobKind::Cursor => 2,
         BlobKind::Error(slot) => 16_u8.saturating_add(slot),
     }
+}
+
+/// The kind of blob with this number.
+fn blob_kind(number: u8) -> Option<BlobKind> {
+    Some(match number {
+        0 => BlobKind::Content,
+        1 => BlobKind::Result,
+        2 => BlobKind::Cursor,
+        16..=25 => BlobKind::Error(number - 16),
+        _ => return None,
+    })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {

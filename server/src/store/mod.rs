@@ -9,9 +9,11 @@
 
 pub mod archive;
 pub mod backup;
+pub mod build;
 mod checkpoint;
 mod coding;
 mod digest;
+pub mod doctor;
 pub mod format;
 mod group;
 pub mod keys;
@@ -21,6 +23,7 @@ mod overlay;
 mod read;
 pub mod rebuild;
 pub mod records;
+pub mod salvage;
 pub mod sled;
 #[cfg(test)]
 mod suite;
@@ -91,6 +94,20 @@ impl Default for StoreOptions {
             log_bytes_max: 256 << 20,
             secret: None,
         }
+    }
+}
+
+impl StoreOptions {
+    /// A secret for a store that is made.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`] when the system gives no random bytes.
+    pub fn random_secret() -> Result<[u8; 32], StoreError> {
+        format::random().map_err(|source| StoreError::Directory {
+            doing: "read",
+            path: PathBuf::from("/dev/urandom"),
+            source,
+        })
     }
 }
 
@@ -319,6 +336,90 @@ impl Store {
         Ok((store, recovered))
     }
 
+    /// A store as it lies in a directory, to look at and not to write to: as much as can be read,
+    /// and what cannot.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table cannot be opened at all.
+    pub fn inspect(
+        data: &DataDirectory,
+        options: &StoreOptions,
+    ) -> Result<(Self, Vec<StoreError>), StoreError> {
+        if !data.has_table() {
+            return Err(StoreError::Incomplete {
+                what: "its table is gone",
+            });
+        }
+        let table: Arc<dyn Table> = Arc::new(SledTable::open(&data.table, options.cache_bytes)?);
+        let mut problems = Vec::new();
+        let mut secret = [0; 32];
+        match read_made(&*table) {
+            Ok(Some(made)) => secret = made.secret,
+            Ok(None) => problems.push(StoreError::Incomplete {
+                what: "it does not say when it was made",
+            }),
+            Err(error) => problems.push(error),
+        }
+        // A table that does not know where it stands may have any of the log's groups.
+        let applied = checkpoint::read_applied(&*table).unwrap_or_else(|error| {
+            problems.push(error);
+            GroupNumber(0)
+        });
+        let digest = Digest::read(&*table).unwrap_or_else(|error| {
+            problems.push(error);
+            Digest::default()
+        });
+        let mut overlay = Overlay::replaying();
+        let mut last = applied;
+        let log = FileLog::open(&data.log, options.log).and_then(|log| {
+            let mut visit = |number: GroupNumber, body| {
+                let physical =
+                    Physical::decode(body).map_err(|Malformed(what)| LogError::Damaged {
+                        what: format!("group {}: {what}", number.0),
+                    })?;
+                overlay.apply(number, &physical);
+                last = number;
+                Ok(())
+            };
+            log.read_from(applied, &mut visit)?;
+            Ok(log)
+        });
+        let log: Box<dyn Log> = match log {
+            Ok(log) => {
+                if log.state() == LogState::Absent {
+                    problems.push(StoreError::Incomplete {
+                        what: "the table has no log",
+                    });
+                }
+                Box::new(log)
+            }
+            Err(error) => {
+                problems.push(error.into());
+                Box::new(memory::MemoryDisk::new().handles().0)
+            }
+        };
+        let store = Self {
+            log,
+            table,
+            options: options.clone(),
+            epoch: 0,
+            secret,
+            overlay: RwLock::new(overlay),
+            checkpoint: Mutex::default(),
+            digest: Mutex::new(digest),
+            hold: Mutex::default(),
+            sealed: AtomicU64::new(last.0),
+            durable: AtomicU64::new(last.0),
+            applied: AtomicU64::new(applied.0),
+            log_bytes: AtomicU64::new(0),
+            has_checkpoint: AtomicBool::new(false),
+            body_bytes: AtomicUsize::new(0),
+            poison: OnceLock::new(),
+            directory: None,
+        };
+        Ok((store, problems))
+    }
+
     /// Stages a group: it is visible to reads from here on, and waits for the next
     /// [`sync`](Self::sync). No IO. Of one key that a group changes twice, the later change wins.
     ///
@@ -545,11 +646,7 @@ fn read_made(table: &dyn Table) -> Result<Option<MadeRecord>, StoreError> {
 fn make(table: &dyn Table, options: &StoreOptions) -> Result<[u8; 32], StoreError> {
     let secret = match options.secret {
         Some(secret) => secret,
-        None => format::random().map_err(|source| StoreError::Directory {
-            doing: "read",
-            path: PathBuf::from("/dev/urandom"),
-            source,
-        })?,
+        None => StoreOptions::random_secret()?,
     };
     let key = Key::meta(Meta::Made);
     let made = MadeRecord {

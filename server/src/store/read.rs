@@ -233,7 +233,7 @@ impl Store {
     }
 
     /// The content that was spilled; `None` when it is gone.
-    fn spilled(&self, job: &JobId) -> Result<Option<Arc<Content>>, StoreError> {
+    pub(super) fn spilled(&self, job: &JobId) -> Result<Option<Arc<Content>>, StoreError> {
         let key = |part| Key::blob(job, BlobKind::Content, part);
         let content = self.read_parts(key)?.map(|(_, body)| {
             let content = records::content_of(&body).map_err(damaged(&key(0)))?;
@@ -243,7 +243,11 @@ impl Store {
     }
 
     /// The record of a job.
-    fn job_record(&self, job: &JobId, content: bool) -> Result<Option<JobRecord>, StoreError> {
+    pub(super) fn job_record(
+        &self,
+        job: &JobId,
+        content: bool,
+    ) -> Result<Option<JobRecord>, StoreError> {
         let key = Key::job(job);
         let Some(value) = self.read_value(&key)? else {
             return Ok(None);

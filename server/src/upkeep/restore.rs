@@ -10,9 +10,9 @@ use std::{
 
 use serde::Serialize;
 
-use super::{CACHE_BYTES, UpkeepError};
+use super::{CACHE_BYTES, UpkeepError, empty_dir};
 use crate::{
-    data_dir::{make_private_dir, shard_dir},
+    data_dir::shard_dir,
     store::{
         StoreError,
         archive::{ArchiveError, ArchiveReader, Block},
@@ -46,28 +46,17 @@ pub fn restore(
     data_dir: &Path,
     progress: impl FnMut(u64),
 ) -> Result<Restored, UpkeepError> {
-    let failed = |doing| {
-        move |source| UpkeepError::DataDir {
-            doing,
-            path: data_dir.to_owned(),
-            source,
-        }
-    };
-    make_private_dir(data_dir).map_err(failed("made"))?;
-    for entry in fs::read_dir(data_dir).map_err(failed("read"))? {
-        let found = entry.map_err(failed("read"))?.file_name();
-        if found != "lost+found" {
-            return Err(UpkeepError::NotEmpty {
-                path: data_dir.to_owned(),
-                found: found.to_string_lossy().into_owned(),
-            });
-        }
-    }
+    empty_dir(data_dir)?;
     let mut shards = BTreeMap::new();
     let result = fill(from, data_dir, &mut shards, progress);
     if result.is_err() {
         for shard in shards.keys() {
-            remove(&shard_dir(data_dir, *shard)).map_err(failed("emptied"))?;
+            let path = shard_dir(data_dir, *shard);
+            remove(&path).map_err(|source| UpkeepError::DataDir {
+                doing: "emptied",
+                path,
+                source,
+            })?;
         }
     }
     result

@@ -1,0 +1,313 @@
+//! Makes a store out of what another one says: every index, counter and lane is made anew, so that
+//! they agree by construction.
+//!
+//! Each job gets a record of its own under its old id; the ready ones stand in their lanes in the
+//! order in which they come. It is what import and repair have in common.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use foldhash::{HashSet, HashSetExt as _};
+use ganger_engine::{
+    PRODUCER_IDLE_MAX,
+    change::{Change, Group},
+    queue::DEAD_RETENTION_DEFAULT,
+    records::{
+        Closed, Entry, GroupNumber, HeadRecord, JobRecord, Lane, OutcomeRecord, Place,
+        ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer, TimerKind, blob_parts,
+    },
+};
+use ganger_protocol::{JobId, NamespaceName, Timestamp, job::JobState, response::Counters};
+
+use super::{
+    StoreError, checkpoint,
+    format::{DataDirectory, FORMAT},
+    group::{Effect, Physical},
+    keys::{Key, Meta},
+    log::{FileLog, Log, LogOptions},
+    rebuild::add_up,
+    records::{self, MadeRecord},
+    salvage::{Told, WholeJob},
+    sled::SledTable,
+    table::Table,
+};
+
+/// The one group that all of it was written in.
+const GROUP: GroupNumber = GroupNumber(1);
+
+/// Changes of one batch of the table.
+const BATCH_CHANGES: usize = 500;
+
+/// References of one run: they fit into a value.
+const RUN_REFERENCES: usize = 120;
+
+/// What was built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Built {
+    /// Queues.
+    pub queues: u64,
+    /// Jobs.
+    pub jobs: u64,
+}
+
+/// A store in the making.
+#[derive(Debug)]
+pub struct Builder {
+    table: SledTable,
+    log: std::path::PathBuf,
+    head: HeadRecord,
+    secret: [u8; 32],
+    changes: Vec<Change>,
+    queues: BTreeMap<QueueNumber, QueueRecord>,
+    /// The run of a lane that takes references.
+    open: BTreeMap<Lane, (RunKey, Run)>,
+    /// Jobs of the changes that are not in the table yet.
+    unwritten: HashSet<JobId>,
+    /// The newest outcome of each producer.
+    producers: BTreeMap<ProducerNumber, Timestamp>,
+    built: Built,
+}
+
+impl Builder {
+    /// Begins in an empty data directory, behind the numbers of `head`.
+    ///
+    /// # Errors
+    /// [`StoreError::Table`] when it cannot be written.
+    pub fn begin(
+        directory: &DataDirectory,
+        head: HeadRecord,
+        secret: [u8; 32],
+        cache_bytes: u64,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            table: SledTable::open(&directory.table, cache_bytes)?,
+            log: directory.log.clone(),
+            head,
+            secret,
+            changes: Vec::new(),
+            queues: BTreeMap::new(),
+            open: BTreeMap::new(),
+            unwritten: HashSet::new(),
+            producers: BTreeMap::new(),
+            built: Built::default(),
+        })
+    }
+
+    /// Takes something that a store says. A queue comes before its jobs.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table cannot be written.
+    pub fn take(&mut self, told: Told) -> Result<(), StoreError> {
+        match told {
+            Told::Queue(queue) => self.queue(*queue),
+            Told::Job(job) => {
+                let id = job.record.id;
+                let is_known = self.table.read(&Key::job(&id))?.is_some();
+                if is_known || !self.unwritten.insert(id) {
+                    return Err(StoreError::Incomplete {
+                        what: "a job comes a second time",
+                    });
+                }
+                self.job(*job);
+            }
+            Told::Outcome(outcome) => self.outcome(outcome),
+        }
+        if self.changes.len() >= BATCH_CHANGES {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, mut queue: QueueRecord) {
+        let counters = &mut queue.counters;
+        *counters = Counters {
+            scheduled: 0,
+            blocked: 0,
+            ready: 0,
+            leased: 0,
+            dead: 0,
+            ..*counters
+        };
+        self.head.next_queue = self.head.next_queue.max(queue.number.0.saturating_add(1));
+        self.queues.insert(queue.number, queue);
+        self.built.queues += 1;
+    }
+
+    fn job(&mut self, job: WholeJob) {
+        let WholeJob { mut record, errors } = job;
+        let (id, queue) = (record.id, self.queue_of(&record));
+        record.spilled_parts = record.content.as_ref().map_or(0, |it| it.spilled_parts());
+        if record.spilled_parts > 0
+            && let Some(content) = &record.content
+        {
+            self.changes
+                .push(Change::PutContent(id, Arc::clone(content)));
+        }
+        record.error_first = 0;
+        record.error_parts.clear();
+        for (slot, error) in (0..10_u8).zip(errors) {
+            let bytes = 64 + error.kind.len() + error.message.len() + error.backtrace.len();
+            record.error_parts.push(blob_parts(bytes));
+            self.changes
+                .push(Change::PutError(id, slot, Box::new(error)));
+        }
+        record.place = None;
+        let counters = self.queues.get_mut(&queue).map(|queue| &mut queue.counters);
+        if let Some(counters) = counters {
+            match record.state {
+                JobState::Scheduled => counters.scheduled += 1,
+                JobState::Blocked => counters.blocked += 1,
+                JobState::Ready | JobState::Leased => counters.ready += 1,
+                JobState::Dead => counters.dead += 1,
+                JobState::Done | JobState::Cancelled | JobState::Expired => {}
+            }
+        }
+        match record.state {
+            JobState::Scheduled => {
+                let at = record.run_at.unwrap_or_default();
+                self.set_timer(TimerKind::Due, at, *id.as_bytes());
+            }
+            JobState::Blocked => {}
+            JobState::Ready | JobState::Leased => {
+                record.state = JobState::Ready;
+                record.place = Some(self.stand(&record));
+            }
+            JobState::Done | JobState::Dead | JobState::Cancelled | JobState::Expired => {
+                let at = record.closed_at.unwrap_or_default();
+                record.closed_at = Some(at);
+                self.changes.push(Change::PutClosed(Closed {
+                    queue,
+                    state: record.state,
+                    at,
+                    job: id,
+                }));
+                let retention = self.queues.get(&queue).and_then(|it| it.dead_retention_ms);
+                let end = at.plus(retention.unwrap_or(DEAD_RETENTION_DEFAULT));
+                self.set_timer(TimerKind::Retention, end, *id.as_bytes());
+            }
+        }
+        self.built.jobs += 1;
+        self.changes.push(Change::PutJob(Box::new(record)));
+    }
+
+    /// The queue of a job; one whose record is gone gets a name that says so.
+    fn queue_of(&mut self, record: &JobRecord) -> QueueNumber {
+        let number = record.queue;
+        if !self.queues.contains_key(&number) {
+            let name = format!("recovered-{}", number.0)
+                .parse()
+                .unwrap_or_default();
+            self.queue(QueueRecord {
+                number,
+                namespace: NamespaceName::default(),
+                name,
+                paused: true,
+                timeout_ms: None,
+                backoff: None,
+                dead_max: None,
+                dead_retention_ms: None,
+                counters: Counters::default(),
+            });
+        }
+        number
+    }
+
+    /// A place at the tail of a job's lane.
+    fn stand(&mut self, record: &JobRecord) -> Place {
+        let lane = Lane {
+            queue: record.queue,
+            priority: record.priority,
+            lane: record.lane,
+        };
+        if let Some((_, run)) = self.open.get(&lane)
+            && run.entries.len() >= RUN_REFERENCES
+            && let Some((key, run)) = self.open.remove(&lane)
+        {
+            self.changes.push(Change::PutRun(key, run));
+        }
+        let head = &mut self.head;
+        let (key, run) = self.open.entry(lane).or_insert_with(|| {
+            head.position_high += 1;
+            let position = head.position_high;
+            (RunKey { lane, position }, Run::default())
+        });
+        run.entries.push(Entry::Reference(record.id));
+        Place {
+            run: *key,
+            index: u8::try_from(run.entries.len() - 1).unwrap_or(u8::MAX),
+        }
+    }
+
+    fn outcome(&mut self, outcome: Box<OutcomeRecord>) {
+        let newest = self.producers.entry(outcome.producer).or_default();
+        *newest = outcome.at.max(*newest);
+        self.changes.push(Change::PutOutcome(outcome));
+    }
+
+    fn set_timer(&mut self, what: TimerKind, at: Timestamp, id: [u8; JobId::BYTES]) {
+        self.changes.push(Change::PutTimer(Timer { at, what, id }));
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        self.unwritten.clear();
+        let group = Group {
+            number: GROUP,
+            changes: std::mem::take(&mut self.changes),
+        };
+        let physical = Physical::encode(&group, 0)?;
+        let rows = physical.ops.iter().map(|op| match &op.effect {
+            Effect::Put(at) => (op.key, Some(physical.body.slice(at.clone()))),
+            Effect::Delete | Effect::DeletePrefix => (op.key, None),
+        });
+        Ok(self.table.apply(&rows.collect::<Vec<_>>())?)
+    }
+
+    /// Ends the store, durable.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written.
+    pub fn finish(mut self) -> Result<Built, StoreError> {
+        for (key, run) in std::mem::take(&mut self.open).into_values() {
+            self.changes.push(Change::PutRun(key, run));
+        }
+        for (producer, newest) in std::mem::take(&mut self.producers) {
+            let mut id = [0; JobId::BYTES];
+            if let Some(slot) = id.last_chunk_mut() {
+                *slot = producer.0.to_be_bytes();
+            }
+            let idle = newest.plus(PRODUCER_IDLE_MAX);
+            self.set_timer(TimerKind::ProducerIdle, idle, id);
+        }
+        for (_, mut queue) in std::mem::take(&mut self.queues) {
+            balance(&mut queue.counters);
+            self.changes.push(Change::PutQueue(Box::new(queue)));
+        }
+        self.changes.push(Change::PutHead(self.head));
+        self.write()?;
+        let key = Key::meta(Meta::Made);
+        let made = MadeRecord {
+            format: FORMAT,
+            secret: self.secret,
+        };
+        let mut value = Vec::new();
+        records::put_value(&mut value, key.as_slice(), GroupNumber(0), |out| {
+            records::put_made(out, &made);
+        });
+        let digest = add_up(&self.table)?;
+        self.table.apply(&[
+            (key, Some(Bytes::from(value))),
+            checkpoint::applied_row(GROUP),
+            digest.row(GROUP),
+        ])?;
+        self.table.flush()?;
+        FileLog::open(&self.log, LogOptions::default())?.acquire(GROUP)?;
+        Ok(self.built)
+    }
+}
+
+/// Every job that was pushed came to something: what is missing was deleted.
+fn balance(counters: &mut Counters) {
+    let known = counters.done + counters.cancelled + counters.expired + counters.kept();
+    counters.pushed = counters.pushed.max(known);
+    counters.deleted = counters.pushed - known;
+}
