@@ -12,14 +12,20 @@ mod plan;
 mod producer;
 mod worker;
 
-use std::{collections::BTreeSet, env, path::PathBuf, process::ExitCode, thread};
+use std::{
+    collections::BTreeSet,
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 
 use ganger_protocol::{
     JobId,
     request::{DeadList, DeadSelect, Operation, QueueList},
     response::{CountReply, JobsReply, QueuesReply},
 };
-use ganger_server::clock::Stopwatch;
+use ganger_server::{clock::Stopwatch, upkeep::examine};
 use support::Process;
 
 use self::{
@@ -98,10 +104,10 @@ fn main() -> ExitCode {
             shared.violation("I17: not everything was settled".to_owned());
         }
         // Once more, so that what is checked is what is durable.
-        end(server, End::Terminated, &shared);
+        end(server, End::Terminated, &data, &shared);
         let server = start(&data);
         let remains = look(&server);
-        end(server, End::Terminated, &shared);
+        end(server, End::Terminated, &data, &shared);
         remains
     });
     remains.purged = std::mem::take(&mut tally.purged);
@@ -132,7 +138,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(data: &std::path::Path) -> Process {
+fn start(data: &Path) -> Process {
     Process::start(EXECUTABLE, data, &[])
         .unwrap_or_else(|ended| panic!("no start: {}\n{}", ended.status, ended.stderr))
 }
@@ -140,7 +146,7 @@ fn start(data: &std::path::Path) -> Process {
 /// Ends the server and starts it again, until it was killed often enough.
 fn torment(
     mut server: Process,
-    data: &std::path::Path,
+    data: &Path,
     kills: u64,
     shared: &Shared,
     tally: &mut Tally,
@@ -162,7 +168,7 @@ fn torment(
             End::Killed => tally.kills += 1,
             End::Terminated => tally.terminations += 1,
         }
-        end(server, how, shared);
+        end(server, how, data, shared);
         server = start(data);
         let recovery = server.ready["recovery_ms"].as_u64();
         tally.recovery_ms.extend(recovery);
@@ -179,7 +185,8 @@ fn torment(
     server
 }
 
-fn end(server: Process, how: End, shared: &Shared) {
+/// Ends the server; what it leaves is sound.
+fn end(server: Process, how: End, data: &Path, shared: &Shared) {
     let ended = match how {
         End::Killed => server.kill(),
         End::Terminated => server.terminate(),
@@ -191,6 +198,10 @@ fn end(server: Process, how: End, shared: &Shared) {
             "the server ended with {}: {}",
             ended.status, ended.stderr
         ));
+    }
+    let diagnosis = examine(data, false, |_| {}).expect("the directory can be opened");
+    for ailment in diagnosis.ailments {
+        shared.violation(format!("I13: {ailment:?}"));
     }
 }
 

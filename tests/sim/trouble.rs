@@ -6,7 +6,7 @@ use ganger_engine::{HeadBudget, Options, facts::Recovered};
 use ganger_server::{
     driver::Core,
     store::{
-        Store, StoreError,
+        Store, StoreError, doctor,
         memory::{Crash, Fault},
     },
 };
@@ -188,6 +188,14 @@ impl World {
             ..Options::default()
         };
         let store = Arc::new(store);
+        if !self.is_faulty {
+            let health = doctor::examine(&store, Vec::new(), &mut |_| {});
+            if let Some(finding) = health.findings.first() {
+                return Err(format!(
+                    "I13: the doctor says of group {group}: {finding:?}"
+                ));
+            }
+        }
         let core = Core::open(now, options, Arc::clone(&store), recovered);
         self.server = Some(Server {
             core,

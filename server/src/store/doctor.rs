@@ -88,6 +88,7 @@ pub fn examine(store: &Store, problems: Vec<StoreError>, progress: &mut dyn FnMu
         leases: HashMap::new(),
         sessions: HashSet::new(),
         producers: HashSet::new(),
+        watched: HashSet::new(),
     };
     for problem in problems {
         examiner.health.find(None, describe(&problem));
@@ -112,7 +113,9 @@ struct Examiner<'a> {
     /// Of all that was written about a job's leases the latest.
     leases: HashMap<JobId, (PartKey, LeaseRecord)>,
     sessions: HashSet<SessionId>,
+    /// Producers with outcomes, and those of them that a timer looks after.
     producers: HashSet<ProducerNumber>,
+    watched: HashSet<ProducerNumber>,
 }
 
 impl Examiner<'_> {
@@ -127,6 +130,11 @@ impl Examiner<'_> {
         self.each(Prefix::Run, Self::run_row)?;
         self.each(Prefix::Job, Self::job)?;
         self.each(Prefix::Timer, Self::timer)?;
+        for producer in self.producers.difference(&self.watched) {
+            let key = Key::outcomes(*producer);
+            self.health
+                .find(Some(key), "no timer looks after its producer");
+        }
         self.each(Prefix::Closed, Self::closed)?;
         self.each(Prefix::Blob, Self::blob)?;
         for later in Prefix::ALL
@@ -452,6 +460,7 @@ impl Examiner<'_> {
             TimerKind::ProducerIdle => {
                 let [.., a, b, c, d, e, f, g, h] = timer.id;
                 let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+                self.watched.insert(ProducerNumber(number));
                 self.producers.contains(&ProducerNumber(number))
             }
             TimerKind::Expire
