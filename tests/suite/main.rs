@@ -17,6 +17,7 @@ mod producers;
 mod secrets;
 mod sessions;
 mod signals;
+mod upkeep;
 
 use serde_json::{Value, json};
 

@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Rows that are written at once: the more, the fewer pages are written more than once.
+const BATCH_ROWS: usize = 1_000;
+
 /// What a compaction came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Compacted {
@@ -61,6 +64,7 @@ fn compact_shard(
     let old = directory.data.clone();
     let options = StoreOptions {
         shard,
+        slice_operations_max: BATCH_ROWS,
         ..StoreOptions::default()
     };
     let store = Arc::new(Store::open_locked(&old, &options)?.0);
