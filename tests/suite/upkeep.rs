@@ -40,11 +40,11 @@ impl Place {
         let server = self.server(data);
         let mut client = Connection::open(server.address);
         for at in 0..500 {
-            client.push(json!({ "kind": "k", "payload": bin(&[0, 159, at as u8]) }));
+            client.push(json!({ "kind": "k", "payload": bin([0, 159, at as u8]) }));
         }
         client.push(json!({ "kind": "later", "delay_ms": 3_600_000, "headers": { "a": "b" } }));
         client.push(json!({ "queue": "bad", "kind": "k", "max_attempts": 1, "priority": 9 }));
-        client.push(json!({ "queue": "big", "kind": "k", "payload": bin(&vec![b'x'; 50_000]) }));
+        client.push(json!({ "queue": "big", "kind": "k", "payload": bin(vec![b'x'; 50_000]) }));
         let mut worker = Connection::worker(server.address);
         let job = worker.wait("bad");
         let lease = json!({ "job": job["id"], "lease": job["lease"], "message": "it failed" });
@@ -108,7 +108,7 @@ fn a_backup_under_load_restores_to_one_moment() {
             let mut producer = Connection::open(server.address);
             while !over.load(Ordering::Acquire) {
                 let number = pushed.load(Ordering::Acquire);
-                let payload = bin(&number.to_be_bytes());
+                let payload = bin(number.to_be_bytes());
                 producer.push(json!({ "kind": "k", "payload": payload }));
                 pushed.store(number + 1, Ordering::Release);
             }
@@ -132,7 +132,7 @@ fn a_backup_under_load_restores_to_one_moment() {
     while let Some(job) = worker.fetch("default") {
         assert_eq!(
             job["payload"],
-            bin(&found.to_be_bytes()),
+            bin(found.to_be_bytes()),
             "in order, without a gap"
         );
         worker.ok(
@@ -227,7 +227,7 @@ fn a_compacted_directory_is_smaller_and_holds_the_same() {
     let server = place.server("data");
     let mut client = Connection::open(server.address);
     for _ in 0..20 {
-        let job = json!({ "kind": "k", "payload": bin(&vec![b'x'; 40_000]) });
+        let job = json!({ "kind": "k", "payload": bin(vec![b'x'; 40_000]) });
         let jobs: Vec<_> = (0..20).map(|_| job.clone()).collect();
         client.ok("push", json!({ "jobs": jobs }));
     }
@@ -288,7 +288,7 @@ fn an_export_imports_to_the_same_jobs_under_the_same_ids() {
     let server = place.server("copy");
     let mut worker = Connection::worker(server.address);
     for at in 0..500_u64 {
-        let payload = bin(&[0, 159, at as u8]);
+        let payload = bin([0, 159, at as u8]);
         assert_eq!(worker.wait("default")["payload"], payload, "{at}");
     }
     let dead = worker.ok("dead_list", json!({ "queue": "bad" }))["jobs"][0].clone();
@@ -362,7 +362,7 @@ fn a_backup_over_the_wire_belongs_to_its_connection() {
     let server = place.server("data");
     let mut first = Connection::open(server.address);
     for _ in 0..4 {
-        let payload = bin(&vec![7; 200_000]);
+        let payload = bin(vec![7; 200_000]);
         first.push(json!({ "kind": "k", "payload": payload }));
     }
     let wrong = first.err("backup", json!({ "offset": 7 }));
