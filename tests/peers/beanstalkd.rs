@@ -18,8 +18,19 @@ const LEASE_SECONDS: u64 = 3600;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beanstalkd {
-    pub(crate) address: SocketAddr,
-    pub(crate) pipelined: bool,
+    address: SocketAddr,
+    pipelined: bool,
+    wait_seconds: u64,
+}
+
+impl Beanstalkd {
+    pub(crate) fn new(address: SocketAddr, pipelined: bool) -> Self {
+        Self {
+            address,
+            pipelined,
+            wait_seconds: 1,
+        }
+    }
 }
 
 impl Driver for Beanstalkd {
@@ -28,6 +39,13 @@ impl Driver for Beanstalkd {
 
     fn at(&self, address: SocketAddr) -> Self {
         Self { address, ..*self }
+    }
+
+    fn patient(&self) -> Self {
+        Self {
+            wait_seconds: 60,
+            ..*self
+        }
     }
 
     async fn producer(&self) -> Result<BeanstalkdProducer> {
@@ -41,6 +59,7 @@ impl Driver for Beanstalkd {
         Ok(BeanstalkdWorker {
             wire,
             pipelined: self.pipelined,
+            wait_seconds: self.wait_seconds,
             leased: Vec::new(),
         })
     }
@@ -90,6 +109,7 @@ impl Producer for BeanstalkdProducer {
 pub(crate) struct BeanstalkdWorker {
     wire: Wire,
     pipelined: bool,
+    wait_seconds: u64,
     /// Ids leased by the last turn.
     leased: Vec<u64>,
 }
@@ -110,7 +130,7 @@ impl Worker for BeanstalkdWorker {
             acks = 0;
         }
         // One job a request, or nothing was there: wait in the server for the next one.
-        self.reserve(1, 1, acks, gauge).await
+        self.reserve(1, self.wait_seconds, acks, gauge).await
     }
 
     async fn settle(&mut self, gauge: &Gauge) -> Result<()> {

@@ -23,6 +23,7 @@ use crate::{
 };
 
 const WAIT_MS: DurationMs = DurationMs(1000);
+const PATIENT_WAIT_MS: DurationMs = DurationMs(60_000);
 const QUEUE_COUNT: usize = 16;
 const PRIORITIES: [u8; 3] = [3, 5, 7];
 /// Leases held by all workers together, and thus by how much acks come out of order.
@@ -35,6 +36,7 @@ pub(crate) struct Ganger {
     pub(crate) address: SocketAddr,
     /// Leases that each worker holds, of the varied form.
     held: Option<usize>,
+    wait_ms: DurationMs,
 }
 
 impl Ganger {
@@ -42,6 +44,7 @@ impl Ganger {
         Self {
             address,
             held: None,
+            wait_ms: WAIT_MS,
         }
     }
 }
@@ -57,6 +60,13 @@ impl Driver for Ganger {
     fn varied(&self, workers: usize) -> Self {
         Self {
             held: Some(HELD_COUNT / workers),
+            ..*self
+        }
+    }
+
+    fn patient(&self) -> Self {
+        Self {
+            wait_ms: PATIENT_WAIT_MS,
             ..*self
         }
     }
@@ -95,6 +105,7 @@ impl Driver for Ganger {
             queues,
             weights,
             held: self.held,
+            wait_ms: self.wait_ms,
             leased: Vec::new(),
         })
     }
@@ -231,6 +242,7 @@ pub(crate) struct GangerWorker {
     weights: Vec<u32>,
     /// Leases kept for later turns, of the varied form.
     held: Option<usize>,
+    wait_ms: DurationMs,
     leased: Vec<Leased>,
 }
 
@@ -268,7 +280,7 @@ impl GangerWorker {
             queues: self.queues.clone(),
             weights: self.weights.clone(),
             max,
-            wait_ms: WAIT_MS,
+            wait_ms: self.wait_ms,
             acks,
             fails,
         };
@@ -293,7 +305,7 @@ impl GangerWorker {
             if job.failures > 0 {
                 again.add(&job.payload)?;
             } else {
-                first.add(&job.payload)?;
+                gauge.receive(&mut first, &job.payload)?;
             }
             let fails = self.held.is_some() && job.failures == 0 && fastrand::f64() < FAIL_SHARE;
             self.leased.push(if fails {

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, UNIX_EPOCH},
@@ -26,6 +26,8 @@ pub(crate) const PAYLOAD_BYTES: usize = 256;
 const BACKLOG_COUNT_MAX: usize = 10_000;
 /// How long a backlog may take to drain before a run counts as failed.
 const DRAIN_SECONDS_MAX: u64 = 600;
+/// The first delayed job is due so long after the first is pushed.
+const DUE_AFTER_MS: u64 = 15_000;
 /// Rate marks of a long phase are taken at every so many jobs.
 const MARK_COUNT: usize = 1_000_000;
 
@@ -48,6 +50,14 @@ pub(crate) trait Driver: Clone + Send + Sync + 'static {
         self.clone()
     }
 
+    /// The form whose workers wait for a minute at a time.
+    fn patient(&self) -> Self;
+
+    /// Moves delayed jobs to where workers find them, for ever, where the server does not.
+    fn promote(&self) -> impl Future<Output = Result<()>> + Send {
+        std::future::pending()
+    }
+
     fn producer(&self) -> impl Future<Output = Result<Self::Producer>> + Send;
     fn worker(&self, index: usize) -> impl Future<Output = Result<Self::Worker>> + Send;
 }
@@ -65,8 +75,8 @@ pub(crate) trait Producer: Send + 'static {
 }
 
 pub(crate) trait Worker: Send + 'static {
-    /// Acks what the last turn leased, then leases up to `max` jobs, waiting at most a second for
-    /// the first. Tells the gauge about both, each as soon as the server has answered for it.
+    /// Acks what the last turn leased, then leases up to `max` jobs, waiting at most a second (a
+    /// patient one: a minute) for the first. Tells the gauge about both, each as soon as the server has answered for it.
     /// A varied worker keeps some leases for later turns, until the gauge is closed.
     fn turn(&mut self, max: usize, gauge: &Gauge) -> impl Future<Output = Result<usize>> + Send;
 
@@ -137,6 +147,18 @@ pub(crate) struct Gauge {
     closed: AtomicBool,
     /// Numbers of the payloads, so that no two of a run are alike.
     next_number: AtomicU64,
+    timetable: Option<Timetable>,
+}
+
+/// When each job of a run is due, and how late it came.
+#[derive(Debug)]
+struct Timetable {
+    /// Due time of the first job, in ms since the epoch.
+    first_ms: u64,
+    /// Jobs due at each further ms.
+    jobs_per_ms: u64,
+    /// In µs; negative: too early.
+    lateness_us: Mutex<Vec<i64>>,
 }
 
 impl Gauge {
@@ -156,7 +178,37 @@ impl Gauge {
             room: Semaphore::new(BACKLOG_COUNT_MAX),
             closed: AtomicBool::new(false),
             next_number: AtomicU64::new(0),
+            timetable: None,
         })
+    }
+
+    /// For jobs that are due at so many a ms from `first_ms` on, in the order of their numbers.
+    fn timed(first_ms: u64, jobs_per_ms: u64) -> Arc<Self> {
+        let mut gauge = Self::new();
+        if let Some(gauge) = Arc::get_mut(&mut gauge) {
+            gauge.timetable = Some(Timetable {
+                first_ms,
+                jobs_per_ms,
+                lateness_us: Mutex::default(),
+            });
+        }
+        gauge
+    }
+
+    /// Counts a payload that a worker was given, and how late it was.
+    pub(crate) fn receive(&self, tally: &mut Tally, payload: &[u8]) -> Result<()> {
+        tally.add(payload)?;
+        if let (Some(timetable), Some(word)) = (&self.timetable, payload.first_chunk()) {
+            let number = number_of(u64::from_le_bytes(*word));
+            let due_ms = timetable.first_ms + number / timetable.jobs_per_ms;
+            let now_us = i64::try_from(UNIX_EPOCH.elapsed()?.as_micros())?;
+            let late_us = now_us - i64::try_from(due_ms * 1000)?;
+            let mut all = timetable.lateness_us.lock();
+            if let Ok(all) = &mut all {
+                all.push(late_us);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn acked(&self, count: usize) {
@@ -510,6 +562,134 @@ pub(crate) async fn wake<D: Driver>(driver: &D, length: Duration) -> Result<Vec<
     Ok(latencies)
 }
 
+/// So many connections that wait, and what they cost.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    pub(crate) bytes_per_connection: f64,
+    /// The server's CPU while nothing happens.
+    pub(crate) span: Span,
+    /// From a push to its delivery, with one waiter and with all, sorted.
+    pub(crate) alone: Vec<Duration>,
+    pub(crate) among_all: Vec<Duration>,
+}
+
+/// Opens so many waiting connections, lets them wait, then wakes one after the other.
+pub(crate) async fn idle<D: Driver>(
+    driver: &D,
+    waiters: usize,
+    length: Duration,
+    server_pid: u32,
+) -> Result<Idle> {
+    let driver = driver.patient();
+    let alone = wake(&driver, length).await?;
+    let gauge = Gauge::new();
+    let mut producer = driver.producer().await?;
+    let empty_bytes = crate::probe::memory(server_pid)?.resident_bytes;
+    let (received, mut receipts) = mpsc::unbounded_channel();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+    for index in 0..waiters {
+        let mut worker = driver.worker(index).await?;
+        let (gauge, received) = (Arc::clone(&gauge), received.clone());
+        tasks.spawn(async move {
+            loop {
+                if worker.turn(1, &gauge).await? > 0 && received.send(Instant::now()).is_err() {
+                    return Ok(());
+                }
+            }
+        });
+    }
+    // Until the last of them waits.
+    sleep(Duration::from_secs(2)).await;
+    let full_bytes = crate::probe::memory(server_pid)?.resident_bytes;
+    let before = Sample::take(server_pid)?;
+    sleep(length).await;
+    let span = Span::between(&before, &Sample::take(server_pid)?);
+    let mut among_all = Vec::new();
+    let mut payload = Vec::new();
+    let until = Instant::now() + length;
+    while Instant::now() < until {
+        sleep(Duration::from_millis(5)).await;
+        let tally = gauge.payloads(1, &mut payload)?;
+        let sent = Instant::now();
+        producer.push(&payload).await?;
+        gauge.pushed.merge(tally);
+        let received = timeout(Duration::from_secs(5), receipts.recv()).await?;
+        let received = received.context("the workers ended early")?;
+        among_all.push(received.duration_since(sent));
+    }
+    tasks.abort_all();
+    among_all.sort_unstable();
+    let grown = full_bytes.saturating_sub(empty_bytes);
+    Ok(Idle {
+        bytes_per_connection: grown as f64 / waiters as f64,
+        span,
+        alone,
+        among_all,
+    })
+}
+
+/// How late delayed jobs come, in µs, sorted; and the span in which they came.
+pub(crate) async fn due<D: Driver>(
+    driver: &D,
+    jobs: usize,
+    jobs_per_ms: u64,
+    server_pid: u32,
+) -> Result<(Vec<i64>, Span)> {
+    let per_request = usize::try_from(jobs_per_ms)?;
+    let first_ms = now_ms()? + DUE_AFTER_MS;
+    let gauge = Gauge::timed(first_ms, jobs_per_ms);
+    let mut tasks = JoinSet::new();
+    for _ in 0..DRAIN.workers {
+        let mut producer = driver.producer().await?;
+        let gauge = Arc::clone(&gauge);
+        tasks.spawn(async move {
+            let mut payloads = Vec::new();
+            loop {
+                let tally = gauge.payloads(per_request, &mut payloads)?;
+                let word = payloads.first_chunk().context("no payload")?;
+                let number = number_of(u64::from_le_bytes(*word));
+                if usize::try_from(number)? >= jobs {
+                    return Ok(());
+                }
+                gauge.pushed.merge(tally);
+                let due_ms = first_ms + number / jobs_per_ms;
+                producer.push_delayed(&payloads, due_ms).await?;
+            }
+        });
+    }
+    join_all(tasks).await?;
+    ensure!(
+        now_ms()? < first_ms,
+        "the pushes took longer than the first delay"
+    );
+    gauge.closed.store(true, Relaxed);
+    let before = Sample::take(server_pid)?;
+    let mut tasks = JoinSet::new();
+    for index in 0..DRAIN.workers {
+        let mut worker = driver.worker(index).await?;
+        let gauge = Arc::clone(&gauge);
+        tasks.spawn(async move {
+            while !gauge.drained() {
+                worker.turn(DRAIN.per_request, &gauge).await?;
+            }
+            Ok(())
+        });
+    }
+    tokio::select! {
+        joined = join_all(tasks) => joined?,
+        failed = driver.promote() => failed?,
+    }
+    let span = Span::between(&before, &Sample::take(server_pid)?);
+    gauge.verify()?;
+    let timetable = gauge.timetable.as_ref().context("no timetable")?;
+    let mut lateness_us = match timetable.lateness_us.lock() {
+        Ok(mut all) => std::mem::take(&mut *all),
+        Err(_panicked) => bail!("a worker panicked"),
+    };
+    lateness_us.sort_unstable();
+    Ok((lateness_us, span))
+}
+
 pub(crate) fn now_ms() -> Result<u64> {
     Ok(u64::try_from(UNIX_EPOCH.elapsed()?.as_millis())?)
 }
@@ -574,9 +754,27 @@ fn rates(instants: &[Instant]) -> Vec<f64> {
     seconds.map(|seconds| MARK_COUNT as f64 / seconds).collect()
 }
 
+/// What the number of a payload is multiplied by, for its first word, and the inverse of that.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+const GATHER: u64 = {
+    // Newton's iteration doubles the right bits each time.
+    let mut inverse = SPREAD;
+    let mut round = 0;
+    while round < 5 {
+        inverse = inverse.wrapping_mul(2_u64.wrapping_sub(SPREAD.wrapping_mul(inverse)));
+        round += 1;
+    }
+    inverse
+};
+
+/// The number of the payload that begins with this word.
+fn number_of(word: u64) -> u64 {
+    word.wrapping_mul(GATHER).wrapping_sub(1)
+}
+
 /// 32 words that depend on the number and on their place, so that no part repeats.
 fn write_payload(number: u64, out: &mut Vec<u8>) {
-    let mut word = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut word = number.wrapping_add(1).wrapping_mul(SPREAD);
     for _ in 0..PAYLOAD_BYTES / 8 {
         out.extend_from_slice(&word.to_le_bytes());
         word = word
@@ -600,7 +798,17 @@ fn digest(payload: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Gauge, PAYLOAD_BYTES, Tally};
+    use super::{Gauge, PAYLOAD_BYTES, Tally, number_of, write_payload};
+
+    #[test]
+    fn a_payload_tells_its_number() {
+        for number in [0, 1, 77, u64::MAX / 3] {
+            let mut payload = Vec::new();
+            write_payload(number, &mut payload);
+            let word = u64::from_le_bytes(*payload.first_chunk().unwrap());
+            assert_eq!(number_of(word), number);
+        }
+    }
 
     #[test]
     fn tally_is_the_same_in_any_order_and_differs_by_one_bit() {

@@ -81,11 +81,26 @@ fn main() -> Result<ExitCode> {
         tokio::runtime::Builder::new_multi_thread()
     };
     let threads = usize::from(arguments.threads);
+    raise_open_files();
     builder
         .worker_threads(threads)
         .enable_all()
         .build()?
         .block_on(bench(arguments))
+}
+
+/// Takes as many files as the system lets us have, for us and the servers.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, the workload with many connections fails and says why.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
 }
 
 async fn bench(arguments: Arguments) -> Result<ExitCode> {

@@ -24,6 +24,11 @@ use crate::{
 const FILL_COUNT: usize = 1_000_000;
 /// Jobs of backlog under the steady workloads.
 const KEPT_COUNT: usize = 1_000_000;
+/// Connections that wait in `idle`.
+const WAITERS_COUNT: usize = 10_000;
+/// Jobs of `due`, and how many of them are due at each ms.
+const DUE_COUNT: usize = 200_000;
+const DUE_JOBS_PER_MS: u64 = 10;
 /// Ends a phase that is bounded by its count of jobs, should the peer be very slow.
 const LONG_PHASE: Duration = Duration::from_secs(1800);
 const RESTART_WITHIN: Duration = Duration::from_secs(300);
@@ -80,6 +85,11 @@ pub(crate) enum Workload {
     Fill,
     /// One waiting worker, one push at a time: push sent to job received
     Wake,
+    /// 10 000 waiting connections: memory of each, CPU while nothing happens, and a wake-up among
+    /// them against one with a single waiter
+    Idle,
+    /// 200 k delayed jobs, 10 due in each of 20 000 ms: how late they come, and none early
+    Due,
     /// Memory a job, and time to the first lease after SIGKILL and after SIGTERM, 1 M jobs
     #[value(name = "restart-1m")]
     #[serde(rename = "restart-1m")]
@@ -108,13 +118,15 @@ pub(crate) enum Workload {
 
 impl Workload {
     /// What is run when nothing is asked for: everything that takes seconds, not minutes.
-    pub(crate) const SHORT: [Self; 6] = [
+    pub(crate) const SHORT: [Self; 8] = [
         Self::Single64,
         Self::Single8,
         Self::Single1,
         Self::By100,
         Self::Fill,
         Self::Wake,
+        Self::Idle,
+        Self::Due,
     ];
 
     pub(crate) fn is_long(self) -> bool {
@@ -133,8 +145,8 @@ impl Workload {
         let (connections, per_request) = match self {
             Self::Single64 | Self::Steady64 => (64, 1),
             Self::Single8 | Self::Steady8 => (8, 1),
-            Self::Single1 | Self::Wake => (1, 1),
-            Self::By100 | Self::By100Steady | Self::Fill => (8, 100),
+            Self::Single1 | Self::Wake | Self::Idle => (1, 1),
+            Self::By100 | Self::By100Steady | Self::Fill | Self::Due => (8, 100),
             Self::Restart1m | Self::Restart10m | Self::Delayed10m => (8, 100),
         };
         Shape {
@@ -155,10 +167,13 @@ impl Workload {
                 matches!(peer, Peer::Redis | Peer::RedisPipelined | Peer::Ganger)
             }
             Self::By100Steady => !matches!(peer, Peer::Beanstalkd | Peer::BeanstalkdPipelined),
-            Self::Fill | Self::Wake => {
+            Self::Fill | Self::Wake | Self::Idle => {
                 matches!(peer, Peer::Redis | Peer::Beanstalkd | Peer::Ganger)
             }
-            Self::Restart1m | Self::Delayed10m => matches!(peer, Peer::Redis | Peer::Ganger),
+            // beanstalkd delays by whole seconds.
+            Self::Due | Self::Restart1m | Self::Delayed10m => {
+                matches!(peer, Peer::Redis | Peer::Ganger)
+            }
             Self::Restart10m => peer == Peer::Ganger,
         }
     }
@@ -259,23 +274,11 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
     let address = server.address;
     match run.peer {
         Peer::Redis => {
-            measure(
-                Redis {
-                    address,
-                    form: Form::Plain,
-                },
-                settings,
-                &mut server,
-                run,
-            )
-            .await?;
+            measure(Redis::new(address, Form::Plain), settings, &mut server, run).await?;
         }
         Peer::RedisPipelined => {
             measure(
-                Redis {
-                    address,
-                    form: Form::Pipelined,
-                },
+                Redis::new(address, Form::Pipelined),
                 settings,
                 &mut server,
                 run,
@@ -284,10 +287,7 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
         }
         Peer::RedisScript => {
             measure(
-                Redis {
-                    address,
-                    form: Form::Script,
-                },
+                Redis::new(address, Form::Script),
                 settings,
                 &mut server,
                 run,
@@ -295,28 +295,10 @@ async fn serve_and_measure(settings: &Settings, run: &mut Run) -> Result<()> {
             .await?;
         }
         Peer::Beanstalkd => {
-            measure(
-                Beanstalkd {
-                    address,
-                    pipelined: false,
-                },
-                settings,
-                &mut server,
-                run,
-            )
-            .await?;
+            measure(Beanstalkd::new(address, false), settings, &mut server, run).await?;
         }
         Peer::BeanstalkdPipelined => {
-            measure(
-                Beanstalkd {
-                    address,
-                    pipelined: true,
-                },
-                settings,
-                &mut server,
-                run,
-            )
-            .await?;
+            measure(Beanstalkd::new(address, true), settings, &mut server, run).await?;
         }
         Peer::Ganger => measure(Ganger::new(address), settings, &mut server, run).await?,
     }
@@ -363,11 +345,34 @@ async fn measure<D: Driver>(
             let latencies = load::wake(&driver, settings.window.length).await?;
             let after = probe::Sample::take(server.pid)?;
             record_span(figures, &probe::Span::between(&before, &after));
-            let at = |share: usize| latencies.get(latencies.len() * share / 100);
-            for (name, share) in [("wake_p50_us", 50), ("wake_p99_us", 99)] {
-                let latency = at(share).context("no push was measured")?;
-                figures.insert(name, latency.as_secs_f64() * 1e6);
+            record_wake(figures, ["wake_p50_us", "wake_p99_us"], &latencies)?;
+        }
+        Workload::Idle => {
+            let waiters = settings.jobs.unwrap_or(WAITERS_COUNT);
+            let idle = load::idle(&driver, waiters, settings.window.length, server.pid).await?;
+            record_span(figures, &idle.span);
+            figures.insert("idle_server_cpu_s", idle.span.server_cpu_seconds);
+            figures.insert(
+                "idle_kib_per_connection",
+                idle.bytes_per_connection / 1024.0,
+            );
+            record_wake(figures, ["alone_p50_us", "alone_p99_us"], &idle.alone)?;
+            record_wake(figures, ["wake_p50_us", "wake_p99_us"], &idle.among_all)?;
+        }
+        Workload::Due => {
+            let jobs = settings.jobs.unwrap_or(DUE_COUNT);
+            let (lateness_us, span) = load::due(&driver, jobs, DUE_JOBS_PER_MS, server.pid).await?;
+            record_span(figures, &span);
+            let at = |share: usize| lateness_us.get((lateness_us.len() - 1) * share / 100);
+            for (name, share) in [
+                ("late_p50_ms", 50),
+                ("late_p99_ms", 99),
+                ("late_max_ms", 100),
+            ] {
+                figures.insert(name, *at(share).context("no job came")? as f64 / 1e3);
             }
+            let early = lateness_us.iter().filter(|late| **late < 0).count();
+            figures.insert("early_jobs", early as f64);
         }
         Workload::Restart1m => {
             let jobs = settings.jobs.unwrap_or(1_000_000);
@@ -522,6 +527,19 @@ fn record_span(figures: &mut BTreeMap<&'static str, f64>, span: &probe::Span) {
     );
     figures.insert("steal_percent", span.steal_percent);
     figures.insert("foreign_percent", span.foreign_percent);
+}
+
+fn record_wake(
+    figures: &mut BTreeMap<&'static str, f64>,
+    [p50, p99]: [&'static str; 2],
+    latencies: &[Duration],
+) -> Result<()> {
+    for (name, share) in [(p50, 50), (p99, 99)] {
+        let latency = latencies.get(latencies.len() * share / 100);
+        let latency = latency.context("no push was measured")?;
+        figures.insert(name, latency.as_secs_f64() * 1e6);
+    }
+    Ok(())
 }
 
 fn record_millions(

@@ -18,6 +18,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Room for every connection of a workload.
+const CONNECTIONS_MAX: &str = "20000";
 const START_SECONDS_MAX: u64 = 120;
 const STOP_SECONDS_MAX: u64 = 60;
 
@@ -139,6 +141,8 @@ fn spawn(program: &Program, dir: &Path) -> Result<(Child, u32, u16)> {
                 "always",
                 "--save",
                 "",
+                "--maxclients",
+                CONNECTIONS_MAX,
             ]);
         }
         Program::Beanstalkd => {
@@ -153,6 +157,7 @@ fn spawn(program: &Program, dir: &Path) -> Result<(Child, u32, u16)> {
                 .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
                 .arg(&data);
             command.arg("--ready-file").arg(&ready);
+            command.env("GANGER_LIMITS__CONNECTIONS_MAX", CONNECTIONS_MAX);
         }
     }
     let log = File::options()

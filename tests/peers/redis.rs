@@ -8,12 +8,12 @@
 //!   acks them all. It can neither wait nor ack a single job, so it is only run by 100; there it is
 //!   the fastest durable form of a reliable queue that Redis has.
 
-use std::{io::Write as _, net::SocketAddr};
+use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    load::{Driver, Gauge, PAYLOAD_BYTES, Producer, Tally, Worker},
+    load::{self, Driver, Gauge, PAYLOAD_BYTES, Producer, Tally, Worker},
     wire::Wire,
 };
 
@@ -25,6 +25,13 @@ const MOVE_MANY: &[u8] = b"local jobs = redis.call('RPOP', KEYS[1], ARGV[1]) \
     if not jobs then return {} end \
     redis.call('RPUSH', KEYS[2], unpack(jobs)) return jobs";
 
+/// Moves jobs that are due to the queue.
+const PROMOTE: &[u8] = b"local jobs = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], \
+    'LIMIT', 0, 1000) if #jobs == 0 then return 0 end \
+    redis.call('ZREM', KEYS[1], unpack(jobs)) redis.call('LPUSH', KEYS[2], unpack(jobs)) \
+    return #jobs";
+const POLL_EVERY: Duration = Duration::from_millis(10);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Plain,
@@ -34,8 +41,19 @@ pub(crate) enum Form {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Redis {
-    pub(crate) address: SocketAddr,
-    pub(crate) form: Form,
+    address: SocketAddr,
+    form: Form,
+    wait_seconds: u32,
+}
+
+impl Redis {
+    pub(crate) fn new(address: SocketAddr, form: Form) -> Self {
+        Self {
+            address,
+            form,
+            wait_seconds: 1,
+        }
+    }
 }
 
 impl Driver for Redis {
@@ -50,6 +68,27 @@ impl Driver for Redis {
         Self {
             form: Form::Script,
             ..*self
+        }
+    }
+
+    fn patient(&self) -> Self {
+        Self {
+            wait_seconds: 60,
+            ..*self
+        }
+    }
+
+    /// Looks every 10 ms, as libraries on Redis do at best.
+    async fn promote(&self) -> Result<()> {
+        let mut wire = Wire::connect(self.address).await?;
+        loop {
+            let now = load::now_ms()?.to_string();
+            let words: [&[u8]; 6] = [b"EVAL", PROMOTE, b"2", DELAYED, QUEUE, now.as_bytes()];
+            command(&mut wire.outbox, &words);
+            wire.flush().await?;
+            if integer(&mut wire).await? == 0 {
+                tokio::time::sleep(POLL_EVERY).await;
+            }
         }
     }
 
@@ -77,6 +116,7 @@ impl Driver for Redis {
             wire,
             form: self.form,
             own_list,
+            wait_seconds: self.wait_seconds.to_string(),
             script,
             leased: Vec::new(),
         })
@@ -127,6 +167,7 @@ pub(crate) struct RedisWorker {
     wire: Wire,
     form: Form,
     own_list: Vec<u8>,
+    wait_seconds: String,
     script: Vec<u8>,
     /// Payloads leased by the last turn, one after the other: Redis acks by value.
     leased: Vec<u8>,
@@ -151,14 +192,21 @@ impl Worker for RedisWorker {
         // One job a request, or nothing was there: wait in the server for the next one.
         command(
             &mut self.wire.outbox,
-            &[b"BLMOVE", QUEUE, &self.own_list, b"RIGHT", b"LEFT", b"1"],
+            &[
+                b"BLMOVE",
+                QUEUE,
+                &self.own_list,
+                b"RIGHT",
+                b"LEFT",
+                self.wait_seconds.as_bytes(),
+            ],
         );
         self.wire.flush().await?;
         if max == 1 && self.form != Form::Plain && acks > 0 {
             self.read_acks(acks, gauge).await?;
         }
         let mut tally = Tally::default();
-        self.read_job(&mut tally).await?;
+        self.read_job(&mut tally, gauge).await?;
         gauge.delivered(tally);
         Ok(tally.count)
     }
@@ -216,7 +264,7 @@ impl RedisWorker {
         }
         let mut tally = Tally::default();
         for _ in 0..max {
-            self.read_job(&mut tally).await?;
+            self.read_job(&mut tally, gauge).await?;
         }
         gauge.delivered(tally);
         Ok(tally.count)
@@ -239,20 +287,20 @@ impl RedisWorker {
         }
         let mut tally = Tally::default();
         for _ in 0..length(&mut self.wire, b'*').await?.unwrap_or(0) {
-            self.read_job(&mut tally).await?;
+            self.read_job(&mut tally, gauge).await?;
         }
         gauge.delivered(tally);
         Ok(tally.count)
     }
 
     /// One bulk reply: a payload, or nil when there was no job.
-    async fn read_job(&mut self, tally: &mut Tally) -> Result<()> {
+    async fn read_job(&mut self, tally: &mut Tally, gauge: &Gauge) -> Result<()> {
         let Some(length) = reply_length(self.wire.line().await?)? else {
             return Ok(());
         };
         let payload = self.wire.exact(length + 2).await?;
         let payload = &payload[..length];
-        tally.add(payload)?;
+        gauge.receive(tally, payload)?;
         self.leased.extend_from_slice(payload);
         Ok(())
     }
