@@ -12,7 +12,10 @@ use crate::records::Timer;
 const TIMERS_MAX: usize = 16 << 10;
 
 /// Timers that one refill brings.
-pub(crate) const REFILL: u32 = 4096;
+pub(crate) const REFILL: u32 = 1024;
+
+/// Timers in memory below which the next are read, before they are missed.
+const TIMERS_LOW: usize = 512;
 
 /// The next timers.
 #[derive(Debug)]
@@ -56,9 +59,9 @@ impl Schedule {
         self.is_behind = !at_end;
     }
 
-    /// Where to read on, when the timers in memory are used up.
+    /// Where to read on, when few timers are left in memory.
     pub(crate) fn refill_after(&self) -> Option<Option<Timer>> {
-        (self.is_behind && self.timers.is_empty()).then_some(self.end)
+        (self.is_behind && self.timers.len() < TIMERS_LOW).then_some(self.end)
     }
 
     /// Timers that are due, the earliest first.
