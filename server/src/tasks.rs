@@ -65,6 +65,8 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let entry = self.enter(name, on_panic);
+        // Boxed: a task that awaits what it has captured holds it twice.
+        let future = Box::pin(future);
         self.0.tracker.spawn(async move {
             let _entry = entry;
             future.await;

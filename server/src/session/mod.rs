@@ -44,8 +44,11 @@ use crate::{
 /// A session stops reading while its client has not read so many bytes of replies.
 const UNSENT_BYTES_MAX: usize = 8 << 20;
 
-/// Room for one read of a socket.
-const READ_BYTES: usize = 16 << 10;
+/// Room for one read of a socket whose requests are small: a connection that waits keeps it.
+const READ_BYTES_MIN: usize = 1 << 10;
+
+/// Room for one read of a socket once a read has filled what there was.
+const READ_BYTES_MAX: usize = 16 << 10;
 
 /// What others may know of a connection: the listener's sweeper ends those that overstay.
 #[derive(Debug)]
@@ -198,6 +201,8 @@ struct Opened {
 enum Then {
     GoOn,
     Close,
+    /// Its last answer leaves after this time.
+    CloseAfter(Duration),
 }
 
 impl Session {
@@ -208,11 +213,12 @@ impl Session {
         self.presence.outbox.notice(&Notice::Welcome(welcome));
         self.flush();
         let mut buffer = BytesMut::new();
+        let mut room_bytes = READ_BYTES_MIN;
         let presence = Arc::clone(&self.presence);
         let clock = self.shared.clock.clone();
         loop {
             self.wait_for_room().await;
-            buffer.reserve(READ_BYTES);
+            buffer.reserve(room_bytes);
             // Cancel-safe: `read_buf` takes nothing unless it completes, `drain` keeps what it has
             // not sent in the outbox.
             let read = tokio::select! {
@@ -230,13 +236,20 @@ impl Session {
                     }
                     return;
                 }
+                Ok(_) if buffer.len() == buffer.capacity() => room_bytes = READ_BYTES_MAX,
+                Ok(count) if count < READ_BYTES_MIN => room_bytes = READ_BYTES_MIN,
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, "a socket is gone");
                     return;
                 }
             }
-            if self.take_frames(&mut buffer).await == Then::Close {
+            let then = self.take_frames(&mut buffer);
+            if let Then::CloseAfter(delay) = then {
+                self.delay(delay).await;
+            }
+            self.flush();
+            if then != Then::GoOn {
                 return;
             }
             if !self.hold(buffer.len()) {
@@ -257,7 +270,7 @@ impl Session {
         let before = in_flight.fetch_add(bytes, Ordering::AcqRel);
         in_flight.fetch_sub(self.held_bytes, Ordering::AcqRel);
         self.held_bytes = bytes;
-        bytes <= READ_BYTES || before <= self.shared.live().in_flight_bytes_max
+        bytes <= READ_BYTES_MAX || before <= self.shared.live().in_flight_bytes_max
     }
 
     /// Waits while too much is not durable, or not read by the client.
@@ -281,8 +294,9 @@ impl Session {
         }
     }
 
-    /// Handles every whole frame of the buffer; their commands are applied together.
-    async fn take_frames(&mut self, buffer: &mut BytesMut) -> Then {
+    /// Handles every whole frame of the buffer; their commands are applied together. It awaits
+    /// nothing, so that no request is part of the connection's task. Nothing is sent.
+    fn take_frames(&mut self, buffer: &mut BytesMut) -> Then {
         let now = self.shared.clock.now().mono;
         self.presence.seen_at.store(now.0, Ordering::Release);
         let mut commands = Vec::new();
@@ -296,8 +310,9 @@ impl Session {
                 Ok(None) => break Then::GoOn,
                 Ok(Some(map)) => {
                     is_another = true;
-                    if self.take_frame(&map, &mut commands).await == Then::Close {
-                        break Then::Close;
+                    let then = self.take_frame(&map, &mut commands);
+                    if then != Then::GoOn {
+                        break then;
                     }
                 }
                 Err(error) => {
@@ -313,11 +328,10 @@ impl Session {
             self.presence.begun_at.store(begun, Ordering::Release);
         }
         self.submit(&mut commands);
-        self.flush();
         then
     }
 
-    async fn take_frame(&mut self, map: &Bytes, commands: &mut Vec<Command>) -> Then {
+    fn take_frame(&mut self, map: &Bytes, commands: &mut Vec<Command>) -> Then {
         let request = match Request::decode(map) {
             Ok(request) => request,
             Err(refusal) => {
@@ -330,7 +344,7 @@ impl Session {
         };
         let Request { id, operation } = request;
         match self.admit(&operation) {
-            Ok(()) => self.perform(id, operation, commands).await,
+            Ok(()) => self.perform(id, operation, commands),
             Err(error) => {
                 self.answer(id, Err(error));
                 match self.stage {
@@ -361,17 +375,12 @@ impl Session {
         Ok(())
     }
 
-    async fn perform(
-        &mut self,
-        id: u64,
-        operation: Operation,
-        commands: &mut Vec<Command>,
-    ) -> Then {
+    fn perform(&mut self, id: u64, operation: Operation, commands: &mut Vec<Command>) -> Then {
         let opened = match &mut self.stage {
             Stage::Open(opened) => opened,
             Stage::Greeted => {
                 return match operation {
-                    Operation::Hello(hello) => self.hello(id, hello).await,
+                    Operation::Hello(hello) => self.hello(id, hello),
                     _ => Then::Close,
                 };
             }
@@ -429,7 +438,7 @@ impl Session {
         reply
     }
 
-    async fn hello(&mut self, id: u64, hello: Hello) -> Then {
+    fn hello(&mut self, id: u64, hello: Hello) -> Then {
         let address = self.peer.ip();
         let now = self.shared.clock.now();
         if let Err(error) = self.shared.failures().check(address, now.mono) {
@@ -458,13 +467,14 @@ impl Session {
                 self.open(id, accepted, is_producer_new)
             }
             Err(error) => {
-                if error.code == ErrorCode::Unauthorized {
-                    let delay = self.shared.failures().record(address, now.mono);
-                    tracing::warn!(peer = %self.peer, "a login was refused");
-                    self.delay(delay).await;
-                }
+                let is_stranger = error.code == ErrorCode::Unauthorized;
                 self.answer(id, Err(error));
-                Then::Close
+                if is_stranger {
+                    tracing::warn!(peer = %self.peer, "a login was refused");
+                    Then::CloseAfter(self.shared.failures().record(address, now.mono))
+                } else {
+                    Then::Close
+                }
             }
         }
     }
