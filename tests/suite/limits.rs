@@ -1,6 +1,7 @@
 //! Names, payloads and lists at their limit and one past it, over the wire: the error names the
 //! field, the limit and the figure, and the connection goes on.
 
+use ganger_server::config::units::Size;
 use serde_json::{Value, json};
 use support::{Connection, InProcess, bin};
 
@@ -319,4 +320,21 @@ fn the_texts_of_a_fail_are_cut_or_refused() {
     let both = crate::lease_with(&job, json!({ "dead": true, "discard": true }));
     let error = worker.err("fail", json!({ "leases": [both] }));
     assert_eq!(essence(&error).1, "leases[0].discard");
+}
+
+#[test]
+fn unfinished_requests_share_a_bound_and_whoever_passes_it_is_told() {
+    let server = InProcess::with(|config| config.limits.in_flight_bytes_max = Size::mib(1));
+    let mut other = Connection::open(server.address);
+    let mut greedy = Connection::open(server.address);
+    // A frame of 4 MiB that is never finished.
+    greedy.send_bytes(&(4_u32 << 20).to_be_bytes());
+    greedy.send_bytes(&vec![0; 1200 << 10]);
+    let refused = greedy.message();
+    assert_eq!(refused["id"], 0);
+    assert_eq!(refused["err"]["code"], "overloaded");
+    assert!(refused["err"]["retry_after_ms"].is_u64(), "{refused}");
+    greedy.wait_closed();
+    // What it held is given back.
+    other.push(json!({ "kind": "k", "payload": bin(vec![7; 900 << 10]) }));
 }

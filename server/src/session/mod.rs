@@ -50,6 +50,10 @@ const READ_BYTES_MIN: usize = 1 << 10;
 /// Room for one read of a socket once a read has filled what there was.
 const READ_BYTES_MAX: usize = 16 << 10;
 
+/// Bytes that are still read of a connection that is ending, and how long.
+const PARTING_BYTES_MAX: usize = 1 << 20;
+const PARTING_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// What others may know of a connection: the listener's sweeper ends those that overstay.
 #[derive(Debug)]
 pub struct Presence {
@@ -250,16 +254,52 @@ impl Session {
             }
             self.flush();
             if then != Then::GoOn {
+                self.part(&mut reader).await;
                 return;
             }
             if !self.hold(buffer.len()) {
+                // What it held is others' from here on.
+                drop(buffer);
+                self.hold(0);
                 let message = "too many bytes of unfinished requests are in flight overall";
                 self.answer(
                     0,
                     Err(WireError::overloaded(message, DurationMs::from_secs(1))),
                 );
+                self.flush();
+                self.part(&mut reader).await;
                 return;
             }
+        }
+    }
+
+    /// Says that nothing follows, and takes what the client still sends: a socket that is closed
+    /// over unread bytes would destroy the last answer on its way.
+    async fn part(&self, reader: &mut OwnedReadHalf) {
+        let outbox = &self.presence.outbox;
+        let unread = async {
+            while outbox.unsent_bytes() > 0 {
+                if outbox.drain(|| self.shared.clock.now().mono).await.is_err() {
+                    return;
+                }
+            }
+            let socket = socket2::SockRef::from(reader.as_ref());
+            if socket.shutdown(std::net::Shutdown::Write).is_err() {
+                return;
+            }
+            let mut scrap = vec![0; READ_BYTES_MIN];
+            let mut left = PARTING_BYTES_MAX;
+            while let Ok(count) = reader.read(&mut scrap).await {
+                left = left.saturating_sub(count);
+                if count == 0 || left == 0 {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = unread => {}
+            () = self.presence.close.cancelled() => {}
+            () = tokio::time::sleep(PARTING_TIME_MAX) => {}
         }
     }
 
