@@ -21,6 +21,10 @@ use super::{
     table::{Span, Table},
 };
 
+/// Slices that are written before the table is flushed: whoever reads a page that is not flushed
+/// waits until it is, so that the engine would wait for as long as all of a checkpoint takes.
+const SLICES_PER_FLUSH: u32 = 4;
+
 /// Whether a checkpoint is through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointProgress {
@@ -38,6 +42,8 @@ pub(super) struct Checkpoint {
     dropped: Vec<Key>,
     /// The last entry that the table has.
     after: Option<Key>,
+    /// Slices since the last flush.
+    unflushed: u32,
     /// Bytes of log that it makes superfluous.
     log_bytes: u64,
 }
@@ -102,6 +108,7 @@ impl Store {
             dropped: layer.dropped().copied().collect(),
             layer,
             after: None,
+            unflushed: 0,
             log_bytes,
         }))
     }
@@ -130,7 +137,9 @@ impl Store {
             batch.push(applied_row(layer.last()));
         }
         self.apply_with_digest(batch, layer.last())?;
-        if is_last {
+        checkpoint.unflushed += 1;
+        if is_last || checkpoint.unflushed >= SLICES_PER_FLUSH {
+            checkpoint.unflushed = 0;
             self.table.flush()?;
         }
         Ok(is_last)
