@@ -88,14 +88,21 @@ fn unique() -> impl Strategy<Value = Unique> {
         Just(OnConflict::Existing),
         Just(OnConflict::Replace)
     ];
-    (name(), until, option::of(ms()), on_conflict).prop_map(|(key, until, ttl_ms, on_conflict)| {
-        Unique {
+    let of = prop_oneof![
+        Just(UniqueOf::Queue),
+        Just(UniqueOf::Kind),
+        Just(UniqueOf::Payload)
+    ];
+    let key = (option::of(name()), vec(of, 0..3));
+    (key, until, option::of(ms()), on_conflict).prop_map(
+        |((key, of), until, ttl_ms, on_conflict)| Unique {
             key,
+            of,
             until,
             ttl_ms,
             on_conflict,
-        }
-    })
+        },
+    )
 }
 
 fn pairs() -> impl Strategy<Value = BTreeMap<String, String>> {

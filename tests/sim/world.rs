@@ -28,6 +28,9 @@ use crate::{
     trace::Trace,
 };
 
+/// The secret of every store.
+pub const SECRET: [u8; 32] = [7; 32];
+
 /// Everything of one run.
 pub struct World {
     pub rng: Rng,
@@ -110,7 +113,7 @@ impl World {
             checkpoint_bytes: plan.checkpoint_bytes,
             slice_operations_max: plan.slice_operations_max,
             log_bytes_max: plan.overlay_bytes_max as u64 * 4,
-            secret: Some([7; 32]),
+            secret: Some(SECRET),
             ..StoreOptions::default()
         };
         let mut world = Self {
