@@ -211,6 +211,18 @@ pub struct Push {
     pub seq: Option<u64>,
 }
 
+impl Push {
+    /// These jobs, each taken or refused by itself, without a number.
+    pub fn of(jobs: Vec<JobSpec>) -> Self {
+        Self {
+            jobs,
+            atomic: false,
+            spread_ms: None,
+            seq: None,
+        }
+    }
+}
+
 /// Asks for leases.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -187,6 +187,7 @@ fn limits_of_the_server_go_before_those_of_the_protocol() {
         Operation::Push(Push {
             jobs: vec![job(0); jobs],
             atomic: false,
+            spread_ms: None,
             seq: None,
         })
     };
@@ -288,6 +289,7 @@ fn counts_of_a_request() {
         let push = Push {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new()); n],
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         check(expected, &Operation::Push(push));
@@ -327,6 +329,7 @@ fn the_number_of_a_push() {
         let push = Push {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())],
             atomic: false,
+            spread_ms: None,
             seq: Some(n),
         };
         check(expected, &Operation::Push(push));

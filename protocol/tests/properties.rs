@@ -13,7 +13,7 @@ use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy, SessionId,
     Timestamp, frame, fuzzing,
     ids::Tag,
-    job::{OnConflict, Unique, UniqueUntil},
+    job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
     request::*,
     retry::Curve,
@@ -270,8 +270,14 @@ fn operation() -> impl Strategy<Value = Operation> {
     let list = (name(), any::<bool>(), option::of(".{0,20}"), any::<u32>());
     prop_oneof![
         hello().prop_map(Operation::Hello),
-        (vec(job(), 0..4), any::<bool>(), option::of(0..=INTEGER_MAX))
-            .prop_map(|(jobs, atomic, seq)| Operation::Push(Push { jobs, atomic, seq })),
+        (vec(job(), 0..4), any::<bool>(), option::of(0..=INTEGER_MAX)).prop_map(
+            |(jobs, atomic, seq)| Operation::Push(Push {
+                jobs,
+                atomic,
+                spread_ms: None,
+                seq
+            })
+        ),
         fetch().prop_map(Operation::Fetch),
         vec(ack_item(), 0..4).prop_map(|leases| Operation::Ack(Ack { leases })),
         vec(fail_item(), 0..4).prop_map(|leases| Operation::Fail(Fail { leases })),

@@ -202,6 +202,7 @@ impl World {
         let operation = Operation::Push(Push {
             jobs: entry.jobs.clone().map(|job| self.spec(job)).collect(),
             atomic: entry.is_atomic,
+            spread_ms: None,
             seq: entry.seq,
         });
         let (seq, count) = (entry.seq.unwrap_or_default(), entry.jobs.len() as u64);

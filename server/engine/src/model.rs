@@ -636,6 +636,7 @@ impl Both {
         let push = Push {
             jobs: specs.clone(),
             atomic: false,
+            spread_ms: None,
             seq: as_producer.map(|(_, seq)| seq),
         };
         let producer = as_producer.map(|(producer, _)| producer);
@@ -730,6 +731,7 @@ impl Both {
         let push = Push {
             jobs: self.specs(jobs),
             atomic: false,
+            spread_ms: None,
             seq: Some(seq),
         };
         let answered = self.world.within(NAMESPACES[namespace], |world| {

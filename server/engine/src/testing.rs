@@ -614,6 +614,7 @@ impl World {
         let push = Push {
             jobs,
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         self.apply_unchecked(Command::Request(origin, Operation::Push(push)));
@@ -654,6 +655,7 @@ impl World {
         let push = Push {
             jobs,
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         let results = self.push_as(None, push).unwrap();

@@ -11,7 +11,7 @@ use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
     Timestamp,
     ids::Tag,
-    job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueUntil},
+    job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
     retry::Curve,
 };
