@@ -780,6 +780,11 @@ impl World {
         }
     }
 
+    /// The sessions that the store has.
+    pub(crate) fn sessions(&self) -> Vec<SessionId> {
+        self.store.sessions.keys().copied().collect()
+    }
+
     pub(crate) fn goodbye(&mut self, worker: SessionId) {
         self.ask(Some(worker), Operation::Goodbye(Goodbye {}))
             .unwrap();
