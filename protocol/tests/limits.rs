@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp, WireError,
     frame,
-    job::{OnConflict, Unique, UniqueUntil},
+    job::{Unique, UniqueOf, UniqueUntil},
     limits::{self, Limits},
     request::*,
     retry::Curve,

@@ -461,10 +461,10 @@ impl Examiner<'_> {
             let timer = timer_key(TimerKind::Expire, at, id);
             self.vouched(key, &timer, "the timer of its expiry")?;
         }
-        if let Some(unique) = job.held_key(|content| self.key_of(id, content)) {
-            if self.known_lock(&unique)?.map(|lock| lock.job) != Some(*id) {
-                self.find(key, "it does not hold its unique key");
-            }
+        if let Some(unique) = job.held_key(|content| self.key_of(id, content))
+            && self.known_lock(&unique)?.map(|lock| lock.job) != Some(*id)
+        {
+            self.find(key, "it does not hold its unique key");
         }
         Ok(())
     }
