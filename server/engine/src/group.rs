@@ -260,6 +260,11 @@ impl OpenGroup {
         self.locks.get(key).copied()
     }
 
+    /// The locks that this group sets.
+    pub(crate) fn locks(&self) -> impl Iterator<Item = &UniqueRecord> {
+        self.locks.values().flatten()
+    }
+
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {
         self.operations += usize::from(content.spilled_parts());
         self.bytes += content.bound_bytes();

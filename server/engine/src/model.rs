@@ -145,7 +145,7 @@ impl Model {
         assert!(holders.next().is_none(), "I11: {key} has two holders");
         let throttle = self.throttles.get(&(namespace, key));
         let throttle = throttle.filter(|(_, until)| *until > now);
-        holder.or(throttle.map(|(job, _)| *job))
+        holder.or_else(|| throttle.map(|(job, _)| *job))
     }
 
     /// Jobs that have waited too long are gone.

@@ -2,7 +2,8 @@
 
 use ganger_protocol::{
     JobId,
-    job::{DeadReason, JobState, JobView},
+    job::{DeadReason, JobState, JobView, UniqueUntil},
+    response::CountReply,
 };
 
 use super::{Checked, Doubt, History, Last, Over, Pause, Presence, payload};
@@ -75,7 +76,7 @@ impl History {
     pub fn dead_told(
         &mut self,
         jobs: &[(usize, bool)],
-        not_found: &[JobId],
+        reply: &CountReply,
         is_purge: bool,
         operation: u64,
         group: u64,
@@ -84,11 +85,15 @@ impl History {
         for (token, was_dead) in jobs {
             let job = &mut self.jobs[*token];
             job.doubts.retain(|doubt| doubt.operation != operation);
-            let is_found = job.id.is_some_and(|id| !not_found.contains(&id));
+            let is_found = job.id.is_some_and(|id| !reply.not_found.contains(&id));
+            let is_kept = job.id.is_some_and(|id| reply.conflicts.contains(&id));
+            if is_kept && job.unique.is_none() && job.expires_at.is_none() {
+                return Err(format!("dead job {token} was not revived for nothing"));
+            }
             if *was_dead && !is_found {
                 return Err(format!("I1: job {token} is dead and was not found"));
             }
-            if !is_found {
+            if !is_found || is_kept {
                 continue;
             }
             is_any = true;
@@ -110,6 +115,9 @@ impl History {
                 }
             };
             job.not_before = None;
+            if matches!(job.unique, Some((_, UniqueUntil::Settled))) {
+                job.keyless = None;
+            }
         }
         match is_any && group > self.durable {
             true => Err("a revival or purge was answered before it was durable".to_owned()),
@@ -124,6 +132,7 @@ impl History {
             Some(_) => Presence::Gone,
             None if facts.doubts.iter().any(|doubt| doubt.may_end) => Presence::Either,
             None if !self.is_in_effect(facts.push) => Presence::Either,
+            None if self.may_have_expired(job) => Presence::Either,
             None => Presence::There,
         }
     }
