@@ -310,6 +310,17 @@ fn options_of_a_unique_key_that_contradict_each_other() {
 }
 
 #[test]
+fn a_push_is_spread_over_ten_years_at_most() {
+    check_range("spread_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        let push = Push {
+            spread_ms: Some(DurationMs(n)),
+            ..Push::of(vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())])
+        };
+        check(expected, &Operation::Push(push));
+    });
+}
+
+#[test]
 fn a_job_expires_after_it_may_run() {
     let check_times = |expected, run_at, expires_at| {
         check_job(expected, |job| {

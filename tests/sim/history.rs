@@ -397,7 +397,10 @@ impl History {
         let Some(applied) = self.pushes[push].applied.first().copied() else {
             return Err(format!("push {push} was answered ok and never applied"));
         };
-        if applied.group > self.durable {
+        // One that made nothing and has no number changed nothing.
+        let is_change = |result: &PushResult| result.id.is_some() && !result.existing;
+        let is_changed = self.pushes[push].seq.is_some() || results.iter().any(is_change);
+        if is_changed && applied.group > self.durable {
             return Err(format!(
                 "I1: push {push} was answered in group {}, durable is {}",
                 applied.group, self.durable

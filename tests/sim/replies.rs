@@ -2,7 +2,7 @@
 
 use ganger_engine::command::Caller;
 use ganger_protocol::{
-    ErrorCode, JobId, SessionId, WireError,
+    ErrorCode, SessionId, WireError,
     response::{FetchReply, LeaseResult, PushReply, ReplyBody},
 };
 

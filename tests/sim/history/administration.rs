@@ -1,7 +1,6 @@
 //! Pauses, and what is done to dead jobs.
 
 use ganger_protocol::{
-    JobId,
     job::{DeadReason, JobState, JobView, UniqueUntil},
     response::CountReply,
 };
