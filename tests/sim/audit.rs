@@ -92,7 +92,7 @@ impl World {
         let name = self.plan.queues[queue].name.clone();
         let (pushed, live) = self.history.pushed(queue);
         let Some(view) = views.into_iter().find(|view| view.name == name) else {
-            return match pushed {
+            return match pushed - self.history.perhaps_void(queue) {
                 0 => Ok(()),
                 _ => Err(format!("queue {queue} is lost")),
             };

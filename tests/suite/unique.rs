@@ -41,7 +41,7 @@ fn a_second_push_finds_the_first_job_until_that_is_done() {
 fn a_key_is_held_over_restarts_and_let_go_after_them() {
     let server = InProcess::start();
     let mut worker = Connection::worker(server.address);
-    let large = || job(json!({ "payload": support::bin(&[7; 20_000]) }));
+    let large = || job(json!({ "payload": support::bin([7; 20_000]) }));
     let id = worker.push(large());
     drop(worker);
     let server = server.restart();

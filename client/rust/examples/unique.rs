@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Each edit replaces the payload of the job that waits, and lets it wait anew.
-pub async fn debounce(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn debounce(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
     for revision in 1..=3 {
         let index = Job::new("index")
             .queue("search")
@@ -37,7 +37,7 @@ pub async fn debounce(client: &Client) -> Result<(), Box<dyn std::error::Error>>
 }
 
 /// The key is held for a minute, whatever becomes of the job; what comes in that time makes none.
-pub async fn throttle(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn throttle(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
     for attempt in 1..=3 {
         let alert = Job::new("alert")
             .queue("mail")
