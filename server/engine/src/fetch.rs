@@ -47,11 +47,12 @@ impl Engine {
             };
             let mut missing = wanted;
             for (priority, window) in queue.windows() {
-                if missing > 0 && window.is_short_of_live(missing, now.wall) {
+                let live = window.live(missing, now.wall);
+                if window.is_short_of_live(missing, live) {
                     needs.push(self.need_of_heads(queue.record.number, priority, window.end));
                     break;
                 }
-                missing = missing.saturating_sub(window.heads.len());
+                missing -= live;
             }
             if is_strict {
                 wanted = missing;

@@ -85,14 +85,16 @@ impl Window {
         self.is_behind && self.heads.len() < wanted
     }
 
-    /// Whether it should be refilled before `wanted` jobs can be granted in order: of those at hand
-    /// some may have expired. A full window is not.
-    pub(crate) fn is_short_of_live(&self, wanted: usize, wall: Timestamp) -> bool {
-        let live = || self.heads.iter().filter(|head| !head.is_expired(wall));
-        self.is_short_of(wanted)
-            || self.is_behind
-                && self.heads.len() < LANE_HEADS_MAX
-                && live().take(wanted).count() < wanted
+    /// How many heads could be granted now, counted up to `wanted`: some may have expired.
+    pub(crate) fn live(&self, wanted: usize, wall: Timestamp) -> usize {
+        let live = self.heads.iter().filter(|head| !head.is_expired(wall));
+        live.take(wanted).count()
+    }
+
+    /// Whether it should be refilled before `wanted` jobs can be granted in order, so many of its
+    /// heads being live. A full window is not.
+    pub(crate) fn is_short_of_live(&self, wanted: usize, live: usize) -> bool {
+        self.is_behind && live < wanted && self.heads.len() < LANE_HEADS_MAX
     }
 
     /// Whether a head at the very front can be taken in: it would be read again otherwise.

@@ -1,7 +1,7 @@
 //! Pauses, and what is done to dead jobs.
 
 use ganger_protocol::{
-    job::{DeadReason, JobState, JobView, UniqueUntil},
+    job::{DeadReason, JobState, JobView},
     response::CountReply,
 };
 
@@ -56,6 +56,8 @@ impl History {
     pub fn dead_applied(&mut self, jobs: &[usize], is_purge: bool, group: u64) -> u64 {
         let operation = self.operation();
         for job in jobs {
+            // A revival takes the key again.
+            self.jobs[*job].keyless = None;
             self.jobs[*job].doubts.push(Doubt {
                 operation,
                 group,
@@ -114,9 +116,6 @@ impl History {
                 }
             };
             job.not_before = None;
-            if matches!(job.unique, Some((_, UniqueUntil::Settled))) {
-                job.keyless = None;
-            }
         }
         match is_any && group > self.durable {
             true => Err("a revival or purge was answered before it was durable".to_owned()),

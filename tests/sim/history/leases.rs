@@ -465,7 +465,10 @@ impl History {
         if is_latest {
             job.last = last;
             let is_dead = matches!(last, Last::Dead { .. });
-            if is_dead && !matches!(job.unique, Some((_, UniqueUntil::Success))) {
+            if is_dead
+                && job.doubts.is_empty()
+                && !matches!(job.unique, Some((_, UniqueUntil::Success)))
+            {
                 job.keyless = Some(self.order);
             }
             job.not_before = expected_at.map(|at| (at, asked.stretch));
