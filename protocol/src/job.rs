@@ -56,10 +56,11 @@ pub struct JobSpec {
     /// Up to 8 names to find the job by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Tag>,
-    /// Refused in this version: not granted after this wall time.
+    /// Not granted from this wall time on: a job that still waits then is `expired`. Behind
+    /// `run_at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// Refused in this version: the unique key.
+    /// The unique key, and what happens when another job holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Box<Unique>>,
     /// Refused in this version: the fairness key.
@@ -76,15 +77,20 @@ pub struct JobSpec {
     pub retain_ms: Option<DurationMs>,
 }
 
-/// A unique key: while it is held, a second push with it finds the first job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A unique key: while it is held, a second push with it finds the first job. The key is named or
+/// derived, one of the two, and belongs to its namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unique {
-    /// The key itself.
-    pub key: Tag,
+    /// The key itself. Not together with `of`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
+    /// The key is derived from these fields of the job, byte by byte. Not together with `key`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<UniqueOf>,
     /// How long it is held.
     #[serde(default)]
     pub until: UniqueUntil,
-    /// `ttl` only: for so many ms.
+    /// `ttl` only, and needed there: for so many ms from the push, 1 ms…ten years.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<DurationMs>,
     /// What a second push with it does.
@@ -92,18 +98,30 @@ pub struct Unique {
     pub on_conflict: OnConflict,
 }
 
+/// A field of a job that a unique key is derived from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniqueOf {
+    /// Its queue.
+    Queue,
+    /// Its kind.
+    Kind,
+    /// Its payload.
+    Payload,
+}
+
 /// How long a unique key is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UniqueUntil {
-    /// Until the first grant.
+    /// Until the first grant; never taken again.
     Start,
-    /// Until the job is done.
+    /// As `settled`, and by a dead job too, until it is removed.
     Success,
-    /// Until the job is in a terminal state.
+    /// While the job waits or is with a worker.
     #[default]
     Settled,
-    /// For a time.
+    /// For a time, whatever becomes of the job.
     Ttl,
 }
 
@@ -116,7 +134,8 @@ pub enum OnConflict {
     /// It answers with the id of the holder.
     #[default]
     Existing,
-    /// It changes payload and time of a holder that is not leased.
+    /// It changes payload and time of a holder of the same kind that waits, else it answers as
+    /// `existing`.
     Replace,
 }
 
@@ -182,6 +201,9 @@ impl JobSpec {
         }
         self.check_time()?;
         self.check_labels()?;
+        if let Some(unique) = &self.unique {
+            unique.check().map_err(|error| error.within("unique"))?;
+        }
         self.check_served()
     }
 
@@ -197,12 +219,34 @@ impl JobSpec {
         {
             return Err(WireError::out_of_range("run_at", 0, INTEGER_MAX, run_at.0));
         }
+        if let Some(expires_at) = self.expires_at {
+            self.check_expiry(expires_at)?;
+        }
         match self.delay_ms {
             Some(delay) if delay > limits::DELAY_MAX => Err(WireError::out_of_range(
                 "delay_ms",
                 0,
                 limits::DELAY_MAX.0,
                 delay.0,
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn check_expiry(&self, expires_at: Timestamp) -> Result<(), WireError> {
+        if expires_at.0 > INTEGER_MAX {
+            let actual = expires_at.0;
+            return Err(WireError::out_of_range(
+                "expires_at",
+                0,
+                INTEGER_MAX,
+                actual,
+            ));
+        }
+        match self.run_at {
+            Some(run_at) if run_at >= expires_at => Err(WireError::bad_request(
+                "expires_at",
+                "expires_at must be after run_at, or the job would never run",
             )),
             Some(_) | None => Ok(()),
         }
@@ -239,8 +283,6 @@ impl JobSpec {
     /// Refuses what this version stores but does not serve yet, rather than to ignore it.
     fn check_served(&self) -> Result<(), WireError> {
         let unserved = [
-            ("expires_at", self.expires_at.is_some()),
-            ("unique", self.unique.is_some()),
             ("key", self.key.is_some()),
             ("batch", self.batch.is_some()),
             ("after", !self.after.is_empty()),
@@ -255,6 +297,53 @@ impl JobSpec {
                     format!("this server does not serve {field} yet"),
                 )
             }),
+        }
+    }
+}
+
+impl Unique {
+    /// This key, held until the job is settled; a push that finds it held answers with its holder.
+    pub fn named(key: Tag) -> Self {
+        Self {
+            key: Some(key),
+            ..Self::default()
+        }
+    }
+
+    /// A key derived from these fields; the rest as by [`Unique::named`].
+    pub fn derived(of: impl Into<Vec<UniqueOf>>) -> Self {
+        Self {
+            of: of.into(),
+            ..Self::default()
+        }
+    }
+
+    fn check(&self) -> Result<(), WireError> {
+        match (&self.key, self.of.is_empty()) {
+            (None, true) => return Err(WireError::bad_request("key", "name a key, or of")),
+            (Some(_), false) => {
+                return Err(WireError::bad_request("of", "either key or of, not both"));
+            }
+            (Some(_), true) | (None, false) => {}
+        }
+        let is_repeated =
+            |(nth, field): (usize, &UniqueOf)| self.of.iter().skip(nth + 1).any(|it| it == field);
+        if self.of.iter().enumerate().any(is_repeated) {
+            return Err(WireError::bad_request("of", "each field at most once"));
+        }
+        let max = limits::DELAY_MAX.0;
+        match (self.until, self.ttl_ms) {
+            (UniqueUntil::Ttl, None) => {
+                Err(WireError::bad_request("ttl_ms", "until ttl needs ttl_ms"))
+            }
+            (UniqueUntil::Ttl, Some(ttl)) if !(1..=max).contains(&ttl.0) => {
+                Err(WireError::out_of_range("ttl_ms", 1, max, ttl.0))
+            }
+            (UniqueUntil::Start | UniqueUntil::Success | UniqueUntil::Settled, Some(_)) => Err(
+                WireError::bad_request("ttl_ms", "ttl_ms goes with until ttl only"),
+            ),
+            (UniqueUntil::Ttl, Some(_))
+            | (UniqueUntil::Start | UniqueUntil::Success | UniqueUntil::Settled, None) => Ok(()),
         }
     }
 }
@@ -381,6 +470,12 @@ pub struct JobView {
     /// `scheduled`: when it becomes ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<Timestamp>,
+    /// When it expires unless a worker has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Its unique key, held or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Box<Unique>>,
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,

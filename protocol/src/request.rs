@@ -202,9 +202,25 @@ pub struct Push {
     /// Whether one refused job refuses all; default false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub atomic: bool,
+    /// Spreads the jobs evenly over so many ms, in their order: the first at its time, the nth of
+    /// N later by `spread_ms · n / N`. At most ten years; absent means all at their times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_ms: Option<DurationMs>,
     /// The producer's number of this push, from 1; absent gives up exactly-once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
+}
+
+impl Push {
+    /// These jobs, each taken or refused by itself, without a number.
+    pub fn of(jobs: Vec<JobSpec>) -> Self {
+        Self {
+            jobs,
+            atomic: false,
+            spread_ms: None,
+            seq: None,
+        }
+    }
 }
 
 /// Asks for leases.
@@ -476,6 +492,7 @@ impl Operation {
                 {
                     return Err(WireError::out_of_range("seq", 1, INTEGER_MAX, seq));
                 }
+                check_delay("spread_ms", push.spread_ms)?;
                 check_count("jobs", 1, limits.items_max, push.jobs.len())
             }
             Self::Fetch(fetch) => fetch.check(limits),

@@ -75,11 +75,17 @@ pub struct PushReply {
 }
 
 /// What became of one pushed job: `{id}` or `{err}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushResult {
     /// The id of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<JobId>,
+    /// No job was made: `id` is the job that holds the unique key, or held it last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
+    /// With `existing`: that job has now the payload and the time of this push.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
     /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub err: Option<WireError>,
@@ -90,11 +96,11 @@ impl From<Result<JobId, WireError>> for PushResult {
         match result {
             Ok(id) => Self {
                 id: Some(id),
-                err: None,
+                ..Self::default()
             },
             Err(error) => Self {
-                id: None,
                 err: Some(error),
+                ..Self::default()
             },
         }
     }
@@ -196,6 +202,10 @@ pub struct CountReply {
     /// With ids: those that were not dead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_found: Vec<JobId>,
+    /// `dead_revive`: those that stay dead, since another job holds their unique key or their
+    /// `expires_at` has passed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<JobId>,
 }
 
 /// Answers `queue_list`.

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp, WireError,
     frame,
-    job::{OnConflict, Unique, UniqueUntil},
+    job::{Unique, UniqueOf, UniqueUntil},
     limits::{self, Limits},
     request::*,
     retry::Curve,
@@ -187,6 +187,7 @@ fn limits_of_the_server_go_before_those_of_the_protocol() {
         Operation::Push(Push {
             jobs: vec![job(0); jobs],
             atomic: false,
+            spread_ms: None,
             seq: None,
         })
     };
@@ -252,22 +253,11 @@ fn backoff_of_a_job() {
 fn fields_that_are_not_served_are_refused_by_name() {
     let name = || "name".parse().unwrap();
     let refused = |field| Err((ErrorCode::UnsupportedOp, field));
-    check_job(refused("expires_at"), |job| {
-        job.expires_at = Some(Timestamp(1));
-    });
     check_job(refused("key"), |job| job.key = Some(name()));
     check_job(refused("batch"), |job| job.batch = Some(name()));
     check_job(refused("after"), |job| job.after = vec![name()]);
     check_job(refused("retain_ms"), |job| {
         job.retain_ms = Some(DurationMs(0));
-    });
-    check_job(refused("unique"), |job| {
-        job.unique = Some(Box::new(Unique {
-            key: name(),
-            until: UniqueUntil::default(),
-            ttl_ms: None,
-            on_conflict: OnConflict::default(),
-        }));
     });
     let result = || AckItem {
         result: Some(Bytes::new()),
@@ -283,11 +273,75 @@ fn fields_that_are_not_served_are_refused_by_name() {
 }
 
 #[test]
+fn options_of_a_unique_key_that_contradict_each_other() {
+    let with = |change: fn(&mut Unique)| {
+        move |job: &mut JobSpec| {
+            let mut unique = Unique::named("key".parse().unwrap());
+            change(&mut unique);
+            job.unique = Some(Box::new(unique));
+        }
+    };
+    check_job(Ok(()), with(|_| {}));
+    check_job(Ok(()), with(|it| *it = Unique::derived([UniqueOf::Kind])));
+    check_job(Err((BAD, "unique.key")), with(|it| it.key = None));
+    check_job(
+        Err((BAD, "unique.of")),
+        with(|it| it.of = vec![UniqueOf::Kind]),
+    );
+    check_job(
+        Err((BAD, "unique.of")),
+        with(|it| *it = Unique::derived([UniqueOf::Kind, UniqueOf::Kind])),
+    );
+    let ttl = |it: &mut Unique| it.until = UniqueUntil::Ttl;
+    check_job(Err((BAD, "unique.ttl_ms")), with(ttl));
+    check_job(
+        Err((BAD, "unique.ttl_ms")),
+        with(|it| it.ttl_ms = Some(DurationMs(1))),
+    );
+    check_range("unique.ttl_ms", 1..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, |job| {
+            job.unique = Some(Box::new(Unique {
+                until: UniqueUntil::Ttl,
+                ttl_ms: Some(DurationMs(n)),
+                ..Unique::named("key".parse().unwrap())
+            }));
+        });
+    });
+}
+
+#[test]
+fn a_push_is_spread_over_ten_years_at_most() {
+    check_range("spread_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        let push = Push {
+            spread_ms: Some(DurationMs(n)),
+            ..Push::of(vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())])
+        };
+        check(expected, &Operation::Push(push));
+    });
+}
+
+#[test]
+fn a_job_expires_after_it_may_run() {
+    let check_times = |expected, run_at, expires_at| {
+        check_job(expected, |job| {
+            job.run_at = run_at;
+            job.expires_at = Some(Timestamp(expires_at));
+        });
+    };
+    check_times(Ok(()), None, 0);
+    check_times(Ok(()), Some(Timestamp(5)), 6);
+    check_times(Err((BAD, "expires_at")), Some(Timestamp(5)), 5);
+    check_times(Ok(()), None, INTEGER_MAX);
+    check_times(Err((BAD, "expires_at")), None, INTEGER_MAX + 1);
+}
+
+#[test]
 fn counts_of_a_request() {
     check_length("jobs", 1..=1000, |expected, n| {
         let push = Push {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new()); n],
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         check(expected, &Operation::Push(push));
@@ -327,6 +381,7 @@ fn the_number_of_a_push() {
         let push = Push {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())],
             atomic: false,
+            spread_ms: None,
             seq: Some(n),
         };
         check(expected, &Operation::Push(push));

@@ -13,7 +13,7 @@ use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy, SessionId,
     Timestamp, frame, fuzzing,
     ids::Tag,
-    job::{OnConflict, Unique, UniqueUntil},
+    job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
     request::*,
     retry::Curve,
@@ -88,14 +88,21 @@ fn unique() -> impl Strategy<Value = Unique> {
         Just(OnConflict::Existing),
         Just(OnConflict::Replace)
     ];
-    (name(), until, option::of(ms()), on_conflict).prop_map(|(key, until, ttl_ms, on_conflict)| {
-        Unique {
+    let of = prop_oneof![
+        Just(UniqueOf::Queue),
+        Just(UniqueOf::Kind),
+        Just(UniqueOf::Payload)
+    ];
+    let key = (option::of(name()), vec(of, 0..3));
+    (key, until, option::of(ms()), on_conflict).prop_map(
+        |((key, of), until, ttl_ms, on_conflict)| Unique {
             key,
+            of,
             until,
             ttl_ms,
             on_conflict,
-        }
-    })
+        },
+    )
 }
 
 fn pairs() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -263,8 +270,18 @@ fn operation() -> impl Strategy<Value = Operation> {
     let list = (name(), any::<bool>(), option::of(".{0,20}"), any::<u32>());
     prop_oneof![
         hello().prop_map(Operation::Hello),
-        (vec(job(), 0..4), any::<bool>(), option::of(0..=INTEGER_MAX))
-            .prop_map(|(jobs, atomic, seq)| Operation::Push(Push { jobs, atomic, seq })),
+        (
+            vec(job(), 0..4),
+            any::<bool>(),
+            option::of(ms()),
+            option::of(0..=INTEGER_MAX)
+        )
+            .prop_map(|(jobs, atomic, spread_ms, seq)| Operation::Push(Push {
+                jobs,
+                atomic,
+                spread_ms,
+                seq
+            })),
         fetch().prop_map(Operation::Fetch),
         vec(ack_item(), 0..4).prop_map(|leases| Operation::Ack(Ack { leases })),
         vec(fail_item(), 0..4).prop_map(|leases| Operation::Fail(Fail { leases })),
@@ -377,7 +394,7 @@ proptest! {
         if job.check(&limits).is_ok() {
             prop_assert!(job.priority.is_none_or(|priority| priority <= PRIORITY_MAX));
             prop_assert!(job.headers.iter().all(|(k, v)| k.len() + v.len() <= HEADERS_BYTES_MAX));
-            prop_assert!(job.unique.is_none() && job.key.is_none() && job.expires_at.is_none());
+            prop_assert!(job.key.is_none() && job.batch.is_none() && job.retain_ms.is_none());
         }
     }
 }

@@ -758,6 +758,7 @@ mod tests {
                 Operation::Push(Push {
                     jobs: vec![job],
                     atomic: false,
+                    spread_ms: None,
                     seq: None,
                 }),
                 Verb::Push,

@@ -365,7 +365,8 @@ fn open_shards(
         };
         let (store, recovered) =
             Store::open_dir(&path, &store_options(config, number)).map_err(open)?;
-        let key = *secret.get_or_insert_with(|| store.secret());
+        let own = store.secret();
+        let key = *secret.get_or_insert(own);
         let namespaces = namespaces(&recovered);
         counts.queues += recovered.queues.len();
         counts.sessions += recovered.sessions.len();
@@ -373,7 +374,10 @@ fn open_shards(
             counts.jobs.add(&queue.counters);
         }
         let now = clock.now();
-        let options = engine_options(config, number, key);
+        let options = Options {
+            secret: own,
+            ..engine_options(config, number, key)
+        };
         let mut core = Core::open(now, options, Arc::new(store), recovered);
         counts.leases += core.engine().leases();
         // The first group reserves the numbers of leases: nothing is granted before it is durable.

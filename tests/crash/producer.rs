@@ -149,6 +149,7 @@ impl<'a> Producer<'a> {
                 .map(|identity| self.plan.spec(identity))
                 .collect(),
             atomic: false,
+            spread_ms: None,
             seq: Some(seq),
         })
     }

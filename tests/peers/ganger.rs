@@ -210,6 +210,7 @@ impl GangerProducer {
         let push = Push {
             jobs,
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         let reply: PushReply = self.connection.call(Operation::Push(push)).await?.read()?;

@@ -49,7 +49,8 @@ impl World {
     }
 
     pub fn pause(&mut self, queue: usize, is_paused: bool) -> Checked {
-        if self.history.pushed(queue).0 == 0 {
+        // A push that met a held key makes no queue.
+        if self.history.pushed(queue).0 == self.history.perhaps_void(queue) {
             return Ok(());
         }
         let from = self.administrator(queue);

@@ -26,7 +26,9 @@ impl World {
             return Ok(());
         }
         let live: Vec<usize> = self.history.live.iter().copied().collect();
+        self.see_time();
         let mut seen: Vec<(usize, JobState)> = Vec::new();
+        let mut views = Vec::new();
         for job in live {
             let Some(id) = self.history.jobs[job].id else {
                 continue;
@@ -38,8 +40,16 @@ impl World {
             self.history.audited(job, view.as_deref(), mono)?;
             if let Some(view) = view {
                 seen.push((job, view.state));
+                views.push((job, view));
             }
         }
+        let namespace = |job: usize| {
+            let queue = self.history.jobs[job].queue;
+            self.plan.queues[queue].namespace.as_str()
+        };
+        let views = views.iter();
+        self.history
+            .check_keys(views.map(|(job, view)| (*job, namespace(*job), &**view)))?;
         for _ in 0..OVER_SEEN.min(self.history.jobs.len()) {
             let job = self.rng.usize(..self.history.jobs.len());
             if let (Some(_), Some(id)) = (self.history.jobs[job].over, self.history.jobs[job].id) {
@@ -82,7 +92,7 @@ impl World {
         let name = self.plan.queues[queue].name.clone();
         let (pushed, live) = self.history.pushed(queue);
         let Some(view) = views.into_iter().find(|view| view.name == name) else {
-            return match pushed {
+            return match pushed - self.history.perhaps_void(queue) {
                 0 => Ok(()),
                 _ => Err(format!("queue {queue} is lost")),
             };
@@ -118,9 +128,10 @@ impl World {
         let is_consistent = by_state
             .iter()
             .all(|(state, count)| is_right(*state, *count))
-            && counters.pushed == pushed
+            && (pushed - self.history.perhaps_void(queue)..=pushed).contains(&counters.pushed)
             && (live - self.history.perhaps_gone(queue)..=live).contains(&counters.kept())
-            && counters.done + counters.deleted + counters.kept() == pushed
+            && counters.done + counters.deleted + counters.expired + counters.kept()
+                == counters.pushed
             && counters.done >= self.history.acked(queue);
         if !is_consistent {
             return Err(format!(
@@ -227,6 +238,7 @@ impl World {
             own
         };
         for _ in 0..3_000 {
+            self.see_time();
             self.tick(100)?;
             let fetch = Fetch {
                 queues: vec!["*".parse().expect("a legal pattern")],

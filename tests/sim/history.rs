@@ -12,7 +12,11 @@ mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ganger_protocol::{Bytes, JobId, LeaseId, SessionId};
+use ganger_protocol::{
+    Bytes, JobId, LeaseId, SessionId,
+    job::{JobState, JobView, UniqueUntil},
+    response::PushResult,
+};
 
 use crate::clock::{Clock, Stretch};
 
@@ -35,6 +39,14 @@ pub struct Job {
     /// Whether it was made so that the server must refuse it.
     pub is_refused: bool,
     pub delay: Delay,
+    /// When it expires, by the wall clock.
+    pub expires_at: Option<u64>,
+    /// Its unique key: number, and how long it is held.
+    pub unique: Option<(u8, UniqueUntil)>,
+    /// It was never made: another job held its key.
+    pub is_void: bool,
+    /// Since when it certainly does not hold its key, as [`History::order`] counts.
+    keyless: Option<u64>,
     pub id: Option<JobId>,
     /// Not to be granted before this wall time, as it was known in this stretch.
     not_before: Option<(u64, Stretch)>,
@@ -144,6 +156,8 @@ pub struct Granting {
     pub since: u64,
     /// When it was asked for, as [`History::operation`] counts.
     pub asked: u64,
+    /// The same by the wall clock.
+    pub asked_wall: u64,
 }
 
 #[derive(Debug)]
@@ -252,6 +266,10 @@ pub struct History {
     /// The same of earlier lives.
     floor: u64,
     pub poison_losses: u32,
+    /// The latest that the wall clock ever showed.
+    pub wall_max: u64,
+    /// Whether the wall clock never steps.
+    pub is_steady: bool,
     /// The group that is really durable.
     pub durable: u64,
 }
@@ -361,7 +379,7 @@ impl History {
     }
 
     /// A push was answered, job by job.
-    pub fn push_told(&mut self, push: usize, results: &[Option<JobId>]) -> Checked {
+    pub fn push_told(&mut self, push: usize, results: &[PushResult]) -> Checked {
         let jobs = self.pushes[push].jobs.clone();
         if results.len() != jobs.len() {
             return Err(format!(
@@ -371,7 +389,7 @@ impl History {
             ));
         }
         if !self.makes_something(push) {
-            return match results.iter().all(Option::is_none) {
+            return match results.iter().all(|result| result.id.is_none()) {
                 true => Ok(()),
                 false => Err(format!("push {push} has only bad jobs, one was accepted")),
             };
@@ -379,20 +397,27 @@ impl History {
         let Some(applied) = self.pushes[push].applied.first().copied() else {
             return Err(format!("push {push} was answered ok and never applied"));
         };
-        if applied.group > self.durable {
+        // One that made nothing and has no number changed nothing.
+        let is_change = |result: &PushResult| result.id.is_some() && !result.existing;
+        let is_changed = self.pushes[push].seq.is_some() || results.iter().any(is_change);
+        if is_changed && applied.group > self.durable {
             return Err(format!(
                 "I1: push {push} was answered in group {}, durable is {}",
                 applied.group, self.durable
             ));
         }
         let is_first = !std::mem::replace(&mut self.pushes[push].is_told, true);
-        for (job, id) in jobs.zip(results) {
+        for (job, result) in jobs.zip(results) {
             let is_refused = self.jobs[job].is_refused;
-            match id {
+            if let (Some(holder), true) = (result.id, result.existing) {
+                self.key_was_held(job, holder, applied.order)?;
+                continue;
+            }
+            match result.id {
                 None if is_refused => {}
                 None => return Err(format!("job {job} was refused")),
                 Some(_) if is_refused => return Err(format!("bad job {job} was accepted")),
-                Some(id) => self.learn(job, *id)?,
+                Some(id) => self.learn(job, id)?,
             }
             if is_first && !is_refused {
                 self.freshen(job, applied.order);
@@ -401,9 +426,70 @@ impl History {
         Ok(())
     }
 
+    /// A push made no job, since another one holds the key.
+    fn key_was_held(&mut self, token: usize, holder: JobId, order: u64) -> Checked {
+        let unique = self.jobs[token].unique;
+        if unique.is_none() || self.jobs[token].id.is_some() {
+            return Err(format!(
+                "I11: job {token} was made and was not, or has no key"
+            ));
+        }
+        // Of one that nobody was told of nothing is known.
+        if let Some(known) = self.job_of(holder).map(|holder| &self.jobs[holder]) {
+            let is_over = known.keyless.is_some_and(|since| since < order);
+            if is_over || known.unique.map(|(key, _)| key) != unique.map(|(key, _)| key) {
+                return Err(format!(
+                    "I11: job {token} met {known:?}, which does not hold its key"
+                ));
+            }
+        }
+        self.jobs[token].is_void = true;
+        self.live.remove(&token);
+        Ok(())
+    }
+
+    /// Of the jobs that were seen in some state at one moment, no two hold one key.
+    pub fn check_keys<'a>(
+        &self,
+        seen: impl Iterator<Item = (usize, &'a str, &'a JobView)>,
+    ) -> Checked {
+        let mut holders = BTreeMap::new();
+        for (token, namespace, view) in seen {
+            let Some((key, until)) = self.jobs[token].unique else {
+                continue;
+            };
+            let waits = matches!(view.state, JobState::Scheduled | JobState::Ready);
+            let is_held = match until {
+                UniqueUntil::Start => waits && view.attempt == 0,
+                UniqueUntil::Settled => waits || view.state == JobState::Leased,
+                UniqueUntil::Success => view.state != JobState::Done,
+                UniqueUntil::Ttl => false,
+            };
+            if is_held && let Some(other) = holders.insert((namespace, key), token) {
+                return Err(format!("I11: jobs {token} and {other} hold key {key}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the time of a job has come by now.
+    pub fn may_have_expired(&self, token: usize) -> bool {
+        self.jobs[token]
+            .expires_at
+            .is_some_and(|at| at <= self.wall_max)
+    }
+
+    /// Jobs of a queue of which nobody knows whether they were made: their push was not answered,
+    /// and another job may have held their key.
+    pub fn perhaps_void(&self, queue: usize) -> u64 {
+        let jobs = self.live.iter().map(|job| &self.jobs[*job]);
+        let jobs = jobs.filter(|job| job.queue == queue && job.unique.is_some());
+        jobs.filter(|job| job.id.is_none()).count() as u64
+    }
+
     fn freshen(&mut self, token: usize, order: u64) {
         let job = &self.jobs[token];
-        let is_ready = !job.was_delayed && job.last == Last::Nothing;
+        let is_ready = job.expires_at.is_none() && !job.was_delayed && job.last == Last::Nothing;
         if is_ready && job.over.is_none() && job.leases.is_empty() {
             self.fresh[job.queue].insert((9 - job.priority, order, token));
         }
@@ -425,8 +511,9 @@ impl History {
 
     /// The jobs that pushes in effect have made of a queue, and those that are not over.
     pub fn pushed(&self, queue: usize) -> (u64, u64) {
-        let is_there =
-            |job: &&Job| job.queue == queue && !job.is_refused && self.is_in_effect(job.push);
+        let is_there = |job: &&Job| {
+            job.queue == queue && !job.is_refused && !job.is_void && self.is_in_effect(job.push)
+        };
         let all = self.jobs.iter().filter(is_there);
         let (mut pushed, mut live) = (0, 0);
         for job in all {
@@ -443,10 +530,17 @@ impl History {
 
     /// Jobs of a queue that may have been purged and cannot be looked at: nobody knows their ids.
     pub fn perhaps_gone(&self, queue: usize) -> u64 {
-        let jobs = self.live.iter().map(|job| &self.jobs[*job]);
-        let gone = jobs.filter(|job| job.queue == queue && job.id.is_none());
-        gone.filter(|job| job.doubts.iter().any(|doubt| doubt.may_end))
-            .count() as u64
+        let jobs = self.live.iter().filter(|job| {
+            let job = &self.jobs[**job];
+            job.queue == queue && job.id.is_none()
+        });
+        jobs.filter(|token| {
+            let job = &self.jobs[**token];
+            job.doubts.iter().any(|doubt| doubt.may_end)
+                || job.unique.is_some()
+                || self.may_have_expired(**token)
+        })
+        .count() as u64
     }
 
     /// Jobs of a queue that were acked, as told.
@@ -468,6 +562,10 @@ impl Job {
             push,
             is_refused: false,
             delay: Delay::None,
+            expires_at: None,
+            unique: None,
+            is_void: false,
+            keyless: None,
             id: None,
             not_before: None,
             was_delayed: false,

@@ -22,6 +22,10 @@ pub struct Plan {
     pub live_max: usize,
     /// Of 100 pushed jobs, so many are delayed.
     pub delayed_percent: u32,
+    /// Of 100 pushed jobs, so many may expire.
+    pub expiring_percent: u32,
+    /// Of 100 pushed jobs, so many have one of few unique keys.
+    pub unique_percent: u32,
     pub heads_max: usize,
     pub settled_max: usize,
     pub poison_losses: u32,
@@ -69,6 +73,8 @@ impl Plan {
             priorities,
             live_max: [8, 24, 40, 70][rng.usize(..4)],
             delayed_percent: [0, 10, 40][rng.usize(..3)],
+            expiring_percent: [0, 10, 40][rng.usize(..3)],
+            unique_percent: [0, 20, 60][rng.usize(..3)],
             heads_max: [1, 8, 20, 1000][rng.usize(..4)],
             settled_max: [1, 4, 64, 1024][rng.usize(..4)],
             poison_losses: [0, 2, 3, 5][rng.usize(..4)],

@@ -3,6 +3,7 @@
 use ganger_engine::{command::Producer, records::ProducerNumber};
 use ganger_protocol::{
     DurationMs, JobSpec, RetryPolicy, Timestamp,
+    job::{Unique, UniqueUntil},
     request::{Operation, Push},
 };
 
@@ -149,6 +150,21 @@ impl World {
                 false => Delay::Until(self.clock.now().wall.0 + ms),
             };
         }
+        if rng.u32(..100) < self.plan.expiring_percent {
+            let from = match job.delay {
+                Delay::Until(at) => at + 1,
+                Delay::None | Delay::For(_) => self.clock.now().wall.0,
+            };
+            job.expires_at = Some(from + rng.u64(..8_000));
+        }
+        if rng.u32(..100) < self.plan.unique_percent {
+            let until = [
+                UniqueUntil::Start,
+                UniqueUntil::Success,
+                UniqueUntil::Settled,
+            ][rng.usize(..3)];
+            job.unique = Some((rng.u8(..3), until));
+        }
         job
     }
 
@@ -160,6 +176,14 @@ impl World {
         spec.max_attempts = Some(job.max_attempts);
         spec.timeout_ms = Some(DurationMs(job.timeout_ms));
         spec.backoff = Some(Box::new(RetryPolicy::fixed(DurationMs(job.backoff_ms))));
+        spec.expires_at = job.expires_at.map(Timestamp);
+        spec.unique = job.unique.map(|(key, until)| {
+            let key = format!("key:{key}").parse().expect("a legal name");
+            Box::new(Unique {
+                until,
+                ..Unique::named(key)
+            })
+        });
         match job.delay {
             Delay::None => {}
             Delay::For(ms) => spec.delay_ms = Some(DurationMs(ms)),
@@ -202,6 +226,7 @@ impl World {
         let operation = Operation::Push(Push {
             jobs: entry.jobs.clone().map(|job| self.spec(job)).collect(),
             atomic: entry.is_atomic,
+            spread_ms: None,
             seq: entry.seq,
         });
         let (seq, count) = (entry.seq.unwrap_or_default(), entry.jobs.len() as u64);

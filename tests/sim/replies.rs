@@ -2,7 +2,7 @@
 
 use ganger_engine::command::Caller;
 use ganger_protocol::{
-    ErrorCode, JobId, SessionId, WireError,
+    ErrorCode, SessionId, WireError,
     response::{FetchReply, LeaseResult, PushReply, ReplyBody},
 };
 
@@ -26,6 +26,7 @@ impl World {
             asked,
             group,
             mono,
+            wall,
             operation,
             session,
             ..
@@ -46,6 +47,7 @@ impl World {
                         groups: (group, group),
                         since: mono,
                         asked: operation,
+                        asked_wall: wall,
                     };
                     self.fetch_reply(caller, worker, &fetch, reply, granting, context)
                 }
@@ -92,10 +94,9 @@ impl World {
                 is_purge,
                 is_named,
             } => match result {
-                Ok(ReplyBody::Count(reply)) if is_named => {
-                    self.history
-                        .dead_told(&jobs, &reply.not_found, is_purge, operation, group)
-                }
+                Ok(ReplyBody::Count(reply)) if is_named => self
+                    .history
+                    .dead_told(&jobs, &reply, is_purge, operation, group),
                 Ok(ReplyBody::Count(_)) => Ok(()),
                 Err(error) if error.code == ErrorCode::NotFound && !is_named => Ok(()),
                 other => Err(format!("dead jobs were answered by {other:?}")),
@@ -125,8 +126,7 @@ impl World {
         );
         match result {
             Ok(ReplyBody::Push(PushReply { results })) if !must_expire => {
-                let ids: Vec<Option<JobId>> = results.iter().map(|result| result.id).collect();
-                self.history.push_told(push, &ids)?;
+                self.history.push_told(push, &results)?;
             }
             Err(error) if error.code == ErrorCode::SequenceExpired && must_expire => {}
             Err(_)

@@ -184,6 +184,7 @@ impl World {
             },
             poison_losses: self.plan.poison_losses,
             settled_max: self.plan.settled_max,
+            secret: crate::world::SECRET,
             seed: self.rng.u64(..),
             ..Options::default()
         };

@@ -28,6 +28,9 @@ use crate::{
     trace::Trace,
 };
 
+/// The secret of every store.
+pub const SECRET: [u8; 32] = [7; 32];
+
 /// Everything of one run.
 pub struct World {
     pub rng: Rng,
@@ -76,6 +79,7 @@ pub struct Pending {
     /// The open group when it was applied.
     pub group: u64,
     pub mono: u64,
+    pub wall: u64,
     pub operation: u64,
     pub session: Option<SessionId>,
     pub is_detached: bool,
@@ -110,7 +114,7 @@ impl World {
             checkpoint_bytes: plan.checkpoint_bytes,
             slice_operations_max: plan.slice_operations_max,
             log_bytes_max: plan.overlay_bytes_max as u64 * 4,
-            secret: Some([7; 32]),
+            secret: Some(SECRET),
             ..StoreOptions::default()
         };
         let mut world = Self {
@@ -131,6 +135,7 @@ impl World {
             fetches: 0,
             drained: Vec::new(),
         };
+        world.history.is_steady = !world.plan.has_jumps;
         world.start()?;
         Ok(world)
     }
@@ -145,6 +150,7 @@ impl World {
             _ => self.rng.u64(..4_000),
         };
         self.clock.advance(pause);
+        self.see_time();
         let plan = &self.plan;
         let weights = [
             plan.producers_weight,
@@ -173,6 +179,12 @@ impl World {
             _ => self.step_trouble()?,
         }
         self.check()
+    }
+
+    /// The history knows how late it may be.
+    pub fn see_time(&mut self) {
+        let wall = self.clock.now().wall.0;
+        self.history.wall_max = self.history.wall_max.max(wall);
     }
 
     /// What must hold after every step.
@@ -426,6 +438,7 @@ impl World {
                 asked,
                 group,
                 mono,
+                wall: self.clock.now().wall.0,
                 operation: self.history.operation(),
                 session: from.session,
                 is_detached: false,

@@ -281,8 +281,6 @@ fn unknown_fields_are_ignored_and_unserved_ones_refused() {
     connection.ok("push", json!({ "jobs": [job], "speed": 9 }));
     connection.ok("fetch", json!({ "queues": ["default"], "patience": true }));
     let unserved = [
-        json!({ "expires_at": 1 }),
-        json!({ "unique": { "key": "k" } }),
         json!({ "key": "k" }),
         json!({ "batch": "b" }),
         json!({ "after": ["a"] }),

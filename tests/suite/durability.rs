@@ -118,6 +118,7 @@ fn push(count: usize) -> Operation {
     Operation::Push(Push {
         jobs: vec![job; count],
         atomic: false,
+        spread_ms: None,
         seq: None,
     })
 }

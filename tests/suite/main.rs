@@ -9,6 +9,7 @@ mod connections;
 mod demo;
 mod directories;
 mod durability;
+mod expiry;
 mod lifecycle;
 mod limits;
 mod outcomes;
@@ -17,6 +18,7 @@ mod producers;
 mod secrets;
 mod sessions;
 mod signals;
+mod unique;
 mod upkeep;
 
 use serde_json::{Value, json};

@@ -31,7 +31,7 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 /// All that the engine may link beside the protocol: nothing that waits, reads or guesses.
-const ENGINE_USES: &[&str] = &["foldhash"];
+const ENGINE_USES: &[&str] = &["foldhash", "hmac", "sha2"];
 
 /// What must not be reachable from the engine, however deep.
 const ENGINE_NEVER_REACHES: &[&str] = &[

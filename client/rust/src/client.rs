@@ -205,6 +205,35 @@ impl Client {
         self.push_all(jobs, true).await
     }
 
+    /// Adds the jobs of a whole request, which may be spread over a time; its number is the client's
+    /// to give. Each result says whether a job was made, or another one held its unique key.
+    ///
+    /// # Errors
+    /// Those of [`Client::push`], for the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::{Job, protocol::{DurationMs, request::Push}};
+    ///
+    /// let job = Job::new("report").unique("report:42").build()?;
+    /// let push = Push { spread_ms: Some(DurationMs::from_mins(10)), ..Push::of(vec![job]) };
+    /// for result in client.push_with(push).await? {
+    ///     println!("{:?}, existing: {}", result.id, result.existing);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn push_with(&self, push: Push) -> Result<Vec<PushResult>, Error> {
+        let count = push.jobs.len();
+        let push = Push { seq: None, ..push };
+        let reply: PushReply = self.read(Operation::Push(push)).await?;
+        let is_whole = |result: &PushResult| result.id.is_some() || result.err.is_some();
+        match reply.results.len() == count && reply.results.iter().all(is_whole) {
+            true => Ok(reply.results),
+            false => Err(shape("push")),
+        }
+    }
+
     /// Asks for leases, and may carry acks and fails. Needs
     /// [`ClientOptions::session`](crate::ClientOptions::session); a [`Worker`](crate::Worker) does
     /// all of this by itself. If the returned future is dropped, leases that arrive for it are
@@ -510,14 +539,11 @@ impl Client {
         jobs: Vec<JobSpec>,
         atomic: bool,
     ) -> Result<Vec<Result<JobId, WireError>>, Error> {
-        let count = jobs.len();
-        let seq = None;
-        let push = Push { jobs, atomic, seq };
-        let reply: PushReply = self.read(Operation::Push(push)).await?;
-        if reply.results.len() != count {
-            return Err(shape("push"));
-        }
-        let results = reply.results.into_iter();
+        let push = Push {
+            atomic,
+            ..Push::of(jobs)
+        };
+        let results = self.push_with(push).await?.into_iter();
         let results = results.map(|result| match result {
             PushResult {
                 err: Some(error), ..

@@ -7,7 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use ganger_protocol::{DurationMs, JobSpec, RetryPolicy, Timestamp, ids::IdError};
+use ganger_protocol::{
+    DurationMs, JobSpec, RetryPolicy, Timestamp,
+    ids::IdError,
+    job::{OnConflict, UniqueOf, UniqueUntil},
+};
 use serde::Serialize;
 
 use crate::error::JobError;
@@ -216,10 +220,96 @@ impl Job {
         })
     }
 
+    /// Not granted from this wall time on: a job that still waits then is `expired`.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// # use std::time::{Duration, SystemTime};
+    /// let job = Job::new("push_score").expires_at(SystemTime::now() + Duration::from_secs(60));
+    /// ```
+    #[must_use]
+    pub fn expires_at(self, time: SystemTime) -> Self {
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.with(|spec| spec.expires_at = Some(Timestamp(millis(since_epoch).0)))
+    }
+
+    /// The unique key: while a job holds it, another push with it makes none. Held until the job is
+    /// done, dead, cancelled or expired, unless told otherwise.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("report").unique("report:42");
+    /// ```
+    #[must_use]
+    pub fn unique(self, key: &str) -> Self {
+        self.try_with(|spec| {
+            let key = key.parse().map_err(name("unique key"))?;
+            let unique = spec.unique.get_or_insert_default();
+            (unique.key, unique.of) = (Some(key), Vec::new());
+            Ok(())
+        })
+    }
+
+    /// The same with a key that is derived from fields of the job, byte by byte.
+    ///
+    /// ```
+    /// # use ganger_client::{Job, protocol::job::UniqueOf};
+    /// let job = Job::new("report").unique_of([UniqueOf::Kind, UniqueOf::Payload]);
+    /// ```
+    #[must_use]
+    pub fn unique_of(self, fields: impl Into<Vec<UniqueOf>>) -> Self {
+        self.with(|spec| {
+            let unique = spec.unique.get_or_insert_default();
+            (unique.key, unique.of) = (None, fields.into());
+        })
+    }
+
+    /// How long the unique key is held: `Start`, `Success` or `Settled`. For a time:
+    /// [`unique_ttl`](Job::unique_ttl).
+    ///
+    /// ```
+    /// # use ganger_client::{Job, protocol::job::UniqueUntil};
+    /// let job = Job::new("sync").unique("sync:42").unique_until(UniqueUntil::Start);
+    /// ```
+    #[must_use]
+    pub fn unique_until(self, until: UniqueUntil) -> Self {
+        self.with(|spec| {
+            let unique = spec.unique.get_or_insert_default();
+            (unique.until, unique.ttl_ms) = (until, None);
+        })
+    }
+
+    /// The unique key is held for so long from the push, whatever becomes of the job.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// # use std::time::Duration;
+    /// let job = Job::new("sync").unique("sync:42").unique_ttl(Duration::from_secs(60));
+    /// ```
+    #[must_use]
+    pub fn unique_ttl(self, ttl: Duration) -> Self {
+        self.with(|spec| {
+            let unique = spec.unique.get_or_insert_default();
+            (unique.until, unique.ttl_ms) = (UniqueUntil::Ttl, Some(millis(ttl)));
+        })
+    }
+
+    /// What happens when another job holds the unique key; default `Existing`, which answers with
+    /// the id of that job.
+    ///
+    /// ```
+    /// # use ganger_client::{Job, protocol::job::OnConflict};
+    /// let job = Job::new("index").unique("index:42").on_conflict(OnConflict::Replace);
+    /// ```
+    #[must_use]
+    pub fn on_conflict(self, on_conflict: OnConflict) -> Self {
+        self.with(|spec| spec.unique.get_or_insert_default().on_conflict = on_conflict)
+    }
+
     /// The job as it is pushed. [`Client::push`](crate::Client::push) calls this by itself.
     ///
     /// # Errors
-    /// When the kind, the queue or a tag is no legal name.
+    /// When the kind, the queue, a tag or the unique key is no legal name.
     ///
     /// ```
     /// # use ganger_client::Job;

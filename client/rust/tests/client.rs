@@ -370,6 +370,7 @@ async fn a_purge_by_queue_is_not_repeated_and_one_by_id_is() {
     let count = CountReply {
         count: 1,
         more: false,
+        conflicts: Vec::new(),
         not_found: Vec::new(),
     };
     peer.answer(request.id, ReplyBody::Count(count)).await;

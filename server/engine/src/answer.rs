@@ -13,7 +13,7 @@ use crate::{
     command::{Now, Origin, Outcome},
     facts::{Facts, Need},
     fetch::lease_lost,
-    lease::{Answer, Lease},
+    lease::{Answer, Lease, LeaseKey},
     move_job::Next,
     records::{BlobKind, JobRecord, LeaseRecord, Place, QueueNumber},
 };
@@ -31,6 +31,9 @@ impl Engine {
         for (job, number) in leases {
             let need = match (self.leases.live(&job, number), answer) {
                 (Some(_), None) => None,
+                (Some(lease), Some(Answer::Ack)) if lease.key == LeaseKey::Unread => {
+                    self.need_of_job(job, true)
+                }
                 (Some(lease), Some(Answer::Ack)) if !lease.has_record => None,
                 (Some(_), Some(Answer::Ack)) => self.need_of_job(job, false),
                 (Some(_), Some(Answer::Fail | Answer::Release)) => self.need_of_job(job, true),
@@ -111,6 +114,7 @@ impl Engine {
             Ok(lease) => lease,
             Err(result) => return result,
         };
+        self.release_key_of_lease(item.job, &lease, facts);
         if lease.has_record {
             if let Some(record) = self.lookup(item.job, facts) {
                 self.group.delete_job(&record);

@@ -9,6 +9,7 @@ use ganger_protocol::{JobId, SessionId, job::JobError};
 use crate::records::{
     BlobKind, Closed, Content, GroupNumber, HeadRecord, JobRecord, LeaseRecord, LeftRun,
     OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey, SessionRecord, Timer,
+    UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -44,6 +45,8 @@ pub enum Change {
     PutOutcome(Box<OutcomeRecord>),
     /// All slots of a producer.
     DeleteOutcomes(ProducerNumber),
+    PutUnique(UniqueKey, UniqueRecord),
+    DeleteUnique(UniqueKey),
     PutQueue(Box<QueueRecord>),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),

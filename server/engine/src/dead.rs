@@ -13,6 +13,7 @@ use ganger_protocol::{
 use crate::{
     Engine,
     command::{Now, Origin, Outcome},
+    expiry::expiry_of,
     facts::{Fact, Facts, Need},
     records::{Closed, JobRecord, QueueNumber},
 };
@@ -28,6 +29,7 @@ const OVERFULL_QUEUES: usize = 4;
 struct Selected {
     records: Vec<JobRecord>,
     not_found: Vec<JobId>,
+    conflicts: Vec<JobId>,
     has_more: bool,
 }
 
@@ -37,6 +39,7 @@ impl Selected {
             count: count as u64,
             more: self.has_more,
             not_found: self.not_found,
+            conflicts: self.conflicts,
         })
     }
 }
@@ -46,7 +49,7 @@ impl Engine {
         &self,
         origin: &Origin,
         select: &DeadSelect,
-        content: bool,
+        is_revival: bool,
         facts: &Facts,
     ) -> Vec<Need> {
         let ids = match self.queue_of(origin, select) {
@@ -56,10 +59,11 @@ impl Engine {
                 Err(need) => return vec![need],
             },
         };
-        let needs = ids.into_iter();
-        needs
-            .filter_map(|job| self.need_of_job(job, content))
-            .collect()
+        let need = |job: JobId| match is_revival {
+            true => [self.need_of_job(job, true), self.need_to_retake(job, facts)],
+            false => [self.need_of_removal(job, facts), None],
+        };
+        ids.into_iter().flat_map(need).flatten().collect()
     }
 
     fn queue_of(&self, origin: &Origin, select: &DeadSelect) -> Option<QueueNumber> {
@@ -139,20 +143,45 @@ impl Engine {
         self.check_queue(origin, select)?;
         let mut selected = self.selected(origin, select, facts);
         let records = std::mem::take(&mut selected.records);
-        let count = records.len();
-        let queues: Vec<QueueNumber> = records.iter().map(|record| record.queue).collect();
+        let mut queues: Vec<QueueNumber> = Vec::new();
         for mut record in records {
+            if !self.retake(now, &record, facts) {
+                selected.conflicts.push(record.id);
+                continue;
+            }
+            queues.push(record.queue);
             self.unclose(&record);
+            self.watch_expiry(record.id, expiry_of(&record));
             self.count(record.queue, Some(JobState::Dead), Some(JobState::Ready));
             record.failures = 0;
             record.losses_in_row = 0;
             record.closed_at = None;
             record.reason = None;
+            record.holds_unique = false;
             self.make_ready_at_tail(Box::new(record));
         }
-        let reply = selected.into_reply(count);
+        let reply = selected.into_reply(queues.len());
         self.offer_all(now, queues.into_iter(), outcome);
         Ok(reply)
+    }
+
+    /// Takes the unique key of a dead job again, when it needs it; whether the job may wait again.
+    fn retake(&mut self, now: Now, record: &JobRecord, facts: &Facts) -> bool {
+        if expiry_of(record).is_some_and(|at| at <= now.wall) {
+            return false;
+        }
+        let unique = record
+            .content
+            .as_ref()
+            .and_then(|content| content.unique.as_deref());
+        let (Some(key), Some(unique)) = (self.key_to_retake(record), unique) else {
+            return true;
+        };
+        if self.holder(now, key, facts).is_some() {
+            return false;
+        }
+        self.take_key(now, key, record.id, unique, facts);
+        true
     }
 
     pub(crate) fn purge_dead(
@@ -205,7 +234,7 @@ impl Engine {
             match self.surplus_dead(*number, facts) {
                 Ok(rows) => {
                     let rows = rows.iter();
-                    needs.extend(rows.filter_map(|row| self.need_of_job(row.job, false)));
+                    needs.extend(rows.filter_map(|row| self.need_of_removal(row.job, facts)));
                 }
                 Err(need) => needs.push(need),
             }

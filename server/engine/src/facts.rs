@@ -11,7 +11,8 @@ use ganger_protocol::{JobId, Timestamp, job::JobError};
 
 use crate::records::{
     Closed, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
-    Place, ProducerNumber, QueueNumber, QueueRecord, SessionRecord, StoredJob, Timer,
+    Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, SessionRecord, StoredJob, Timer,
+    UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -53,6 +54,10 @@ pub enum Need {
         /// `seq mod 256`.
         slot: u8,
     },
+    /// Who holds a unique key. Answered by [`Fact::Unique`].
+    Unique(UniqueKey),
+    /// How many entries a run was written with. Answered by [`Fact::Run`].
+    Run(RunKey),
     /// The oldest dead jobs of a queue. Answered by [`Fact::Closed`].
     OldestDead {
         /// The queue.
@@ -82,6 +87,10 @@ pub enum Fact {
     Producer(Option<(u64, Timestamp)>),
     /// The slot.
     Outcome(Option<OutcomeRecord>),
+    /// The lock; `None`: nobody holds the key.
+    Unique(Option<UniqueRecord>),
+    /// The entries; `None`: there is no such run.
+    Run(Option<u8>),
     /// The rows, oldest first.
     Closed(Vec<Closed>),
 }

@@ -34,7 +34,7 @@ struct Grants {
 }
 
 impl Engine {
-    pub(crate) fn needs_of_fetch(&self, origin: &Origin, fetch: &Fetch) -> Vec<Need> {
+    pub(crate) fn needs_of_fetch(&self, now: Now, origin: &Origin, fetch: &Fetch) -> Vec<Need> {
         let acks = fetch.acks.iter().map(|item| (item.job, item.lease));
         let fails = fetch.fails.iter().map(|item| (item.job, item.lease));
         let mut needs = self.needs_of_answers(acks, Some(Answer::Ack));
@@ -47,11 +47,12 @@ impl Engine {
             };
             let mut missing = wanted;
             for (priority, window) in queue.windows() {
-                if missing > 0 && window.is_short_of(missing) {
+                let live = window.live(missing, now.wall);
+                if window.is_short_of_live(missing, live) {
                     needs.push(self.need_of_heads(queue.record.number, priority, window.end));
                     break;
                 }
-                missing = missing.saturating_sub(window.heads.len());
+                missing -= live;
             }
             if is_strict {
                 wanted = missing;
@@ -209,7 +210,7 @@ impl Engine {
             return;
         }
         while grants.has_room(max) {
-            let Some(queue) = self.next_by_weight(session, fetch, &candidates) else {
+            let Some(queue) = self.next_by_weight(now, session, fetch, &candidates) else {
                 return;
             };
             if !self.take_from(now, queue, session, grants) {
@@ -222,14 +223,14 @@ impl Engine {
     /// So shares follow weights, whatever the length of a request, and nobody starves.
     fn next_by_weight(
         &mut self,
+        now: Now,
         session: SessionId,
         fetch: &Fetch,
         candidates: &[(QueueNumber, u32)],
     ) -> Option<QueueNumber> {
-        let has_jobs = |queue: &QueueNumber| self.first_window(*queue).is_some();
         let ready: Vec<_> = candidates
             .iter()
-            .filter(|(queue, _)| has_jobs(queue))
+            .filter(|(queue, _)| self.first_window(now, *queue).is_some())
             .collect();
         let deficits = self.sessions.find_mut(session)?.deficits(&fetch.queues);
         let total: i64 = ready.iter().map(|(_, weight)| i64::from(*weight)).sum();
@@ -249,13 +250,6 @@ impl Engine {
         Some(queue)
     }
 
-    /// The highest priority of a queue that has a head at hand, none above it being unread.
-    fn first_window(&self, queue: QueueNumber) -> Option<u8> {
-        let queue = self.queues.find(queue)?;
-        let (priority, window) = queue.windows().find(|(_, window)| !window.is_idle())?;
-        (!window.heads.is_empty()).then_some(priority)
-    }
-
     /// Takes the next job of a queue; whether there was one at hand.
     fn take_from(
         &mut self,
@@ -265,7 +259,7 @@ impl Engine {
         grants: &mut Grants,
     ) -> bool {
         let head = self
-            .first_window(queue)
+            .first_window(now, queue)
             .and_then(|priority| self.queues.pop(queue, priority));
         match head {
             Some(head) => {
@@ -300,6 +294,8 @@ impl Engine {
                 record.spilled_parts,
             ),
         };
+        self.unwatch_expiry(id, content.expires_at);
+        let key = self.key_at_grant(id, &content, attempt);
         let (number, reserved) = self.take_number();
         let number = lease_id(number);
         let deadline = now.mono.plus(timeout_ms);
@@ -314,6 +310,7 @@ impl Engine {
                 has_record,
                 spilled_parts,
                 attempt,
+                key,
                 part: None,
             },
         );
@@ -373,9 +370,13 @@ impl Engine {
             until,
             queues: queues.clone(),
         });
-        for queue in queues {
-            if let Some(queue) = self.queues.find_mut(queue) {
+        for number in queues {
+            if let Some(queue) = self.queues.find_mut(number) {
                 queue.waiters.insert(ticket);
+                // What was at hand had expired: the next tick reads on.
+                if !queue.record.paused && queue.windows().any(|(_, window)| window.is_behind) {
+                    self.unserved.insert(number);
+                }
             }
         }
         if let Some(session) = self.sessions.find_mut(session) {
@@ -418,7 +419,7 @@ impl Engine {
 
     /// Hands the ready jobs of a queue to those who wait for it, the oldest ticket first.
     pub(crate) fn offer(&mut self, now: Now, queue: QueueNumber, outcome: &mut Outcome) {
-        while let Some(ticket) = self.first_in_line(queue) {
+        while let Some(ticket) = self.first_in_line(now, queue) {
             self.end_wait(now, ticket, true, outcome);
         }
     }
@@ -435,7 +436,7 @@ impl Engine {
         loop {
             let mut oldest: Option<Ticket> = None;
             queues.retain(|queue| {
-                let ticket = self.first_in_line(*queue);
+                let ticket = self.first_in_line(now, *queue);
                 oldest = oldest.into_iter().chain(ticket).min();
                 ticket.is_some()
             });
@@ -446,15 +447,16 @@ impl Engine {
 
     /// The oldest fetch that can be given a job of this queue now. When the next one must be read
     /// first, the next tick does that.
-    fn first_in_line(&mut self, number: QueueNumber) -> Option<Ticket> {
+    fn first_in_line(&mut self, now: Now, number: QueueNumber) -> Option<Ticket> {
         let queue = self.queues.find(number)?;
         if queue.record.paused {
             return None;
         }
         let ticket = queue.waiters.first().copied()?;
-        if self.first_window(number).is_some() {
+        if self.first_window(now, number).is_some() {
             return Some(ticket);
         }
+        let queue = self.queues.find(number)?;
         if queue.windows().any(|(_, window)| window.is_behind) {
             self.unserved.insert(number);
         }

@@ -19,14 +19,15 @@ use crate::{
     records::{
         Bits, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, LeaseRecord, LeftRun,
         OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, RUN_BYTES_MAX,
-        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer,
+        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
     },
 };
 
 /// What becomes of a blob.
 #[derive(Debug)]
 pub(crate) enum BlobChange {
-    Content(Arc<Content>),
+    /// A content, and the parts of an earlier one in its place.
+    Content(Arc<Content>, u16),
     /// An error, and the parts of an earlier one in its slot.
     Error(Box<JobError>, u16),
     Delete(u16),
@@ -57,6 +58,7 @@ pub(crate) struct OpenGroup {
     sessions: BTreeMap<SessionId, Option<Box<SessionRecord>>>,
     pub(crate) outcomes: BTreeMap<(ProducerNumber, u8), Box<OutcomeRecord>>,
     forgotten: Vec<ProducerNumber>,
+    locks: BTreeMap<UniqueKey, Option<UniqueRecord>>,
     pub(crate) queues: BTreeSet<QueueNumber>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
@@ -243,11 +245,33 @@ impl OpenGroup {
         self.forgotten.contains(&producer)
     }
 
+    pub(crate) fn set_lock(&mut self, key: UniqueKey, lock: Option<UniqueRecord>) {
+        self.operations += 1;
+        self.bytes += 64;
+        self.locks.insert(key, lock);
+    }
+
+    /// What this group makes of the lock of a key, when it changes it.
+    #[expect(
+        clippy::option_option,
+        reason = "untouched, and known to be free, differ"
+    )]
+    pub(crate) fn lock(&self, key: &UniqueKey) -> Option<Option<UniqueRecord>> {
+        self.locks.get(key).copied()
+    }
+
+    /// The locks that this group sets.
+    pub(crate) fn locks(&self) -> impl Iterator<Item = &UniqueRecord> {
+        self.locks.values().flatten()
+    }
+
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {
         self.operations += usize::from(content.spilled_parts());
         self.bytes += content.bound_bytes();
+        let kind = BlobKind::Content;
+        let earlier = self.parts_before(job, kind);
         self.blobs
-            .insert((job, BlobKind::Content), BlobChange::Content(content));
+            .insert((job, kind), BlobChange::Content(content, earlier));
     }
 
     /// Writes an error into a slot that had one of so many parts before, 0 when it is free.
@@ -271,8 +295,12 @@ impl OpenGroup {
     /// Parts that the store may have of a blob which this group changes already.
     fn parts_before(&self, job: JobId, kind: BlobKind) -> u16 {
         match self.blobs.get(&(job, kind)) {
-            Some(BlobChange::Error(_, parts) | BlobChange::Delete(parts)) => *parts,
-            Some(BlobChange::Content(_)) | None => 0,
+            Some(
+                BlobChange::Content(_, parts)
+                | BlobChange::Error(_, parts)
+                | BlobChange::Delete(parts),
+            ) => *parts,
+            None => 0,
         }
     }
 
@@ -296,7 +324,7 @@ impl OpenGroup {
     pub(crate) fn error(&self, job: JobId, slot: u8) -> Option<&JobError> {
         match self.blobs.get(&(job, BlobKind::Error(slot)))? {
             BlobChange::Error(error, _) => Some(error),
-            BlobChange::Content(_) | BlobChange::Delete(_) => None,
+            BlobChange::Content(..) | BlobChange::Delete(_) => None,
         }
     }
 
@@ -328,6 +356,10 @@ impl OpenGroup {
             Some(record) => Change::PutSession(record),
             None => Change::DeleteSession(id),
         }));
+        changes.extend(self.locks.into_iter().map(|(key, lock)| match lock {
+            Some(lock) => Change::PutUnique(key, lock),
+            None => Change::DeleteUnique(key),
+        }));
         changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
         changes.extend(self.outcomes.into_values().map(Change::PutOutcome));
         for ((job, kind), blob) in self.blobs {
@@ -339,7 +371,12 @@ impl OpenGroup {
                     }
                     changes.push(Change::PutError(job, slot, error));
                 }
-                (_, BlobChange::Content(content)) => changes.push(Change::PutContent(job, content)),
+                (_, BlobChange::Content(content, earlier)) => {
+                    if earlier > 0 {
+                        changes.push(Change::DeleteBlob(job, kind, earlier));
+                    }
+                    changes.push(Change::PutContent(job, content));
+                }
                 (_, BlobChange::Delete(parts)) => {
                     changes.push(Change::DeleteBlob(job, kind, parts));
                 }

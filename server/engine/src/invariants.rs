@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Engine, records::QueueNumber, window::HeadJob};
+use crate::{Engine, lease::LeaseKey, records::QueueNumber, window::HeadJob};
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -13,6 +13,7 @@ impl Engine {
         self.check_counters()?;
         self.check_windows()?;
         self.check_leases()?;
+        self.check_keys()?;
         self.check_runs()?;
         self.check_waiters()
     }
@@ -135,6 +136,24 @@ impl Engine {
                 self.leases.count()
             )),
         }
+    }
+
+    /// I11: no two leases hold one key, and no job that is gone has taken one.
+    fn check_keys(&self) -> Result<(), String> {
+        let mut held = BTreeMap::new();
+        for (job, lease) in self.leases.iter() {
+            if let LeaseKey::Held(key) = lease.key
+                && let Some(other) = held.insert(key, job)
+            {
+                return Err(format!("I11: {job:?} and {other:?} hold one key"));
+            }
+        }
+        for lock in self.group.locks().filter(|lock| lock.ends_at.is_none()) {
+            if matches!(self.group.jobs.get(&lock.job), Some(None)) {
+                return Err(format!("I11: {:?} is gone and holds a key", lock.job));
+            }
+        }
+        Ok(())
     }
 
     /// Runs know how many of their entries are in windows and leased, and which records of acks

@@ -8,7 +8,10 @@ use ganger_protocol::{
     limits::{ERRORS_KEPT, MAX_ATTEMPTS_DEFAULT},
 };
 
-use crate::records::{Content, GroupNumber, JobRecord, PackedJob, Place};
+use crate::{
+    records::{Content, GroupNumber, JobRecord, PackedJob, Place},
+    unique::is_held,
+};
 
 /// Whether a job may go from one state to another. `None` as a start is the push, `None` as an end
 /// the deletion.
@@ -129,6 +132,8 @@ impl JobRecord {
             tags: content.tags.clone(),
             pushed_at: self.pushed_at,
             run_at: self.run_at,
+            expires_at: content.expires_at,
+            unique: content.unique.clone(),
             lease: None,
             closed_at: self.closed_at,
             reason: self.reason,
@@ -148,6 +153,12 @@ impl JobRecord {
         self.closed_at = Some(at);
         self.run_at = None;
         self.place = None;
+        let until = self
+            .content
+            .as_ref()
+            .and_then(|content| content.unique.as_deref())
+            .map(|unique| unique.until);
+        self.holds_unique = until.is_some_and(|until| is_held(until, self.state, self.attempt));
     }
 }
 

@@ -7,7 +7,7 @@ use ganger_protocol::{JobId, LeaseId, SessionId};
 
 use crate::{
     command::Mono,
-    records::{PartKey, Place, QueueNumber},
+    records::{PartKey, Place, QueueNumber, UniqueKey},
 };
 
 /// A live lease.
@@ -25,8 +25,21 @@ pub(crate) struct Lease {
     pub(crate) spilled_parts: u16,
     /// Which grant of the job it is.
     pub(crate) attempt: u32,
+    /// The unique key that goes with an ack.
+    pub(crate) key: LeaseKey,
     /// Where its latest record stands; `None` while that is in the open group.
     pub(crate) part: Option<PartKey>,
+}
+
+/// What is known of the unique key that a leased job holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LeaseKey {
+    /// It holds none.
+    None,
+    /// It holds this one.
+    Held(UniqueKey),
+    /// Its content was not read since the start.
+    Unread,
 }
 
 /// How a worker answered.

@@ -13,6 +13,7 @@
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `unique`, `expiry` | who holds a key; which jobs are no longer granted |
 //! | `time` | what happens without anybody asking |
 //! | `recover` | from the store to an engine |
 //! | `invariants` | what must hold after every step |
@@ -22,6 +23,7 @@ mod backoff;
 pub mod change;
 pub mod command;
 mod dead;
+mod expiry;
 pub mod facts;
 mod fetch;
 mod group;
@@ -43,6 +45,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod time;
+pub mod unique;
 mod waiters;
 mod window;
 
@@ -98,6 +101,8 @@ pub struct Options {
     pub namespaces_max: usize,
     /// Seed of the jitter.
     pub seed: u64,
+    /// The secret of the store, under which unique keys are hashed.
+    pub secret: [u8; 32],
 }
 
 impl Default for Options {
@@ -111,6 +116,7 @@ impl Default for Options {
             queues_max: 1 << 16,
             namespaces_max: 256,
             seed: 0,
+            secret: [0; 32],
         }
     }
 }
@@ -172,7 +178,7 @@ impl Engine {
     pub fn needs(&mut self, now: Now, command: &Command, facts: &Facts) -> Vec<Need> {
         let mut needs = match command {
             Command::Request(origin, operation) => {
-                self.needs_of_operation(origin, operation, facts)
+                self.needs_of_operation(now, origin, operation, facts)
             }
             Command::OpenSession { hello, .. } => self.needs_to_open(hello),
             Command::Detach { .. } | Command::Durable(_) => Vec::new(),
@@ -288,13 +294,14 @@ impl Engine {
 
     fn needs_of_operation(
         &self,
+        now: Now,
         origin: &Origin,
         operation: &Operation,
         facts: &Facts,
     ) -> Vec<Need> {
         match operation {
             Operation::Push(push) => self.needs_of_push(origin, push, facts),
-            Operation::Fetch(fetch) => self.needs_of_fetch(origin, fetch),
+            Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch),
             Operation::Ack(ack) => {
                 let leases = ack.leases.iter().map(|item| (item.job, item.lease));
                 self.needs_of_answers(leases, Some(Answer::Ack))

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ganger_protocol::{
     Bytes, DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp,
-    job::JobState,
+    job::{JobState, OnConflict, Unique, UniqueUntil},
     request::{
         Ack, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Heartbeat, LeaseRef, Operation,
         Push, Release, ReleaseItem,
@@ -50,6 +50,25 @@ struct Job {
     max_attempts: u32,
     backoff: DurationMs,
     timeout: DurationMs,
+    expires_at: Option<Timestamp>,
+    unique: Option<(u8, UniqueUntil)>,
+}
+
+impl Job {
+    fn waits(&self) -> bool {
+        matches!(self.state, JobState::Scheduled | JobState::Ready)
+    }
+
+    /// Whether it holds its key by itself.
+    fn holds_key(&self) -> bool {
+        let is_live = self.waits() || self.state == JobState::Leased;
+        match self.unique {
+            Some((_, UniqueUntil::Start)) => self.waits() && self.attempt == 0,
+            Some((_, UniqueUntil::Settled)) => is_live,
+            Some((_, UniqueUntil::Success)) => is_live || self.state == JobState::Dead,
+            Some((_, UniqueUntil::Ttl)) | None => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +122,8 @@ struct Model {
     counters: BTreeMap<Place, Counters>,
     sessions: BTreeMap<SessionId, Session>,
     producers: BTreeMap<u64, Outcomes>,
+    /// Keys that are held for a time: by whom, until when.
+    throttles: BTreeMap<(usize, u8), (JobId, Timestamp)>,
     head_wall: Timestamp,
     // What a restart forgets.
     settled: BTreeMap<(JobId, LeaseId), Answer>,
@@ -113,6 +134,42 @@ impl Model {
     fn job_of(&self, id: JobId) -> Option<u64> {
         let found = self.jobs.iter().find(|(_, job)| job.id == id);
         found.map(|(serial, _)| *serial)
+    }
+
+    /// Who holds a key of a namespace.
+    fn holder(&self, namespace: usize, key: u8, now: Timestamp) -> Option<JobId> {
+        let jobs = self.jobs.values().filter(|job| job.place.0 == namespace);
+        let mut holders =
+            jobs.filter(|job| job.unique.is_some_and(|(own, _)| own == key) && job.holds_key());
+        let holder = holders.next().map(|job| job.id);
+        assert!(holders.next().is_none(), "I11: {key} has two holders");
+        let throttle = self.throttles.get(&(namespace, key));
+        let throttle = throttle.filter(|(_, until)| *until > now);
+        holder.or_else(|| throttle.map(|(job, _)| *job))
+    }
+
+    /// Jobs that have waited too long are gone.
+    fn expire_due(&mut self, now: Timestamp) {
+        let is_due = |job: &Job| job.waits() && job.expires_at.is_some_and(|at| at <= now);
+        let due = self.jobs.iter().filter(|(_, job)| is_due(job));
+        for serial in due.map(|(serial, _)| *serial).collect::<Vec<_>>() {
+            let job = self.withdraw(serial);
+            self.count(job.place).expired += 1;
+        }
+    }
+
+    /// Takes a waiting job out of where it waits.
+    fn withdraw(&mut self, serial: u64) -> Job {
+        let job = self.jobs.remove(&serial).unwrap();
+        match job.state {
+            JobState::Scheduled => self.count(job.place).scheduled -= 1,
+            _ => {
+                let lane = self.ready.get_mut(&(job.place, job.priority)).unwrap();
+                lane.retain(|other| *other != serial);
+                self.count(job.place).ready -= 1;
+            }
+        }
+        job
     }
 
     fn count(&mut self, place: Place) -> &mut Counters {
@@ -247,6 +304,8 @@ struct NewJob {
     max_attempts: u8,
     timeout: u8,
     spilled: bool,
+    expires: u8,
+    unique: u8,
 }
 
 /// Picks a lease from those that workers know; or a job of one with the lease of another.
@@ -498,6 +557,8 @@ impl Both {
             model.count(place).scheduled -= 1;
             model.ready_back(serial);
         }
+        model.expire_due(now.wall);
+        model.throttles.retain(|_, (_, until)| *until > now.wall);
         let kept = |job: &Job| job.closed_at.is_none_or(|at| at.plus(RETENTION) > now.wall);
         let old: Vec<u64> = model
             .jobs
@@ -591,7 +652,9 @@ impl Both {
     /// Takes the engine's random delay of a lost job, when it is within its range.
     fn learn_delay(&mut self, serial: u64) {
         let now = self.world.now.wall;
-        let job = self.model.jobs[&serial].clone();
+        let Some(job) = self.model.jobs.get(&serial).cloned() else {
+            return;
+        };
         let view = self
             .world
             .within(NAMESPACES[job.place.0], |world| world.look(job.id))
@@ -608,6 +671,7 @@ impl Both {
     // What clients do.
 
     fn specs(&mut self, jobs: &[NewJob]) -> Vec<JobSpec> {
+        let now = self.world.now.wall;
         let specs = jobs.iter().map(|new| {
             self.serials += 1;
             let mut payload = self.serials.to_string().into_bytes();
@@ -625,6 +689,10 @@ impl Both {
                     [20_000, 5_000_000][usize::from(new.timeout) % 2],
                 )),
                 backoff: Some(Box::new(RetryPolicy::fixed(DurationMs(1_000)))),
+                expires_at: [None, None, None, None, Some(1), Some(700), Some(21_000)]
+                    [usize::from(new.expires) % 7]
+                    .map(|ms| now.plus(DurationMs(ms))),
+                unique: unique(new.unique).map(Box::new),
                 ..JobSpec::new(kind(), Bytes::from(payload))
             }
         });
@@ -636,6 +704,7 @@ impl Both {
         let push = Push {
             jobs: specs.clone(),
             atomic: false,
+            spread_ms: None,
             seq: as_producer.map(|(_, seq)| seq),
         };
         let producer = as_producer.map(|(producer, _)| producer);
@@ -652,10 +721,19 @@ impl Both {
         assert_eq!(specs.len(), results.len());
         let now = self.world.now.wall;
         for (spec, result) in specs.iter().zip(results) {
-            let Some(id) = result.id else {
-                assert_eq!(spec.priority, Some(10), "{result:?}");
+            if spec.priority == Some(10) {
+                assert!(result.id.is_none(), "{result:?}");
                 continue;
-            };
+            }
+            let unique = spec.unique.as_deref();
+            let key = unique.map(|unique| (key_number(unique), unique.until));
+            let holder = key.and_then(|(key, _)| self.model.holder(namespace, key, now));
+            if let (Some(unique), Some(holder)) = (unique, holder) {
+                self.meet_holder(holder, spec, unique, result);
+                continue;
+            }
+            assert!(!result.existing, "nobody holds the key: {result:?}");
+            let id = result.id.unwrap_or_else(|| panic!("{result:?}"));
             assert_eq!(self.model.job_of(id), None, "I6: an id is given twice");
             let queue = QUEUES.iter().position(|name| *name == spec.queue.as_str());
             let place = (namespace, queue.unwrap());
@@ -680,7 +758,13 @@ impl Both {
                 max_attempts: spec.max_attempts.unwrap(),
                 backoff: spec.backoff.as_ref().unwrap().base_ms,
                 timeout: spec.timeout_ms.unwrap(),
+                expires_at: spec.expires_at,
+                unique: key,
             };
+            if let (Some((key, _)), Some(ttl)) = (key, unique.and_then(|it| it.ttl_ms)) {
+                let throttle = (id, now.plus(ttl));
+                self.model.throttles.insert((namespace, key), throttle);
+            }
             self.model.jobs.insert(serial, job);
             match delay {
                 DurationMs::ZERO => self.model.ready_back(serial),
@@ -694,6 +778,30 @@ impl Both {
             if waiter.queues.first() == Some(&(9, 9)) {
                 let all = made.iter().filter(|place| place.0 == namespace);
                 waiter.queues = [(9, 9)].into_iter().chain(all.copied()).collect();
+            }
+        }
+    }
+
+    /// A push found its key held.
+    fn meet_holder(&mut self, holder: JobId, spec: &JobSpec, unique: &Unique, result: &PushResult) {
+        let now = self.world.now.wall;
+        if unique.on_conflict == OnConflict::Reject {
+            let error = result.err.as_ref().unwrap_or_else(|| panic!("{result:?}"));
+            assert_eq!(error.code, ErrorCode::Conflict);
+            return;
+        }
+        assert_eq!((result.id, result.existing), (Some(holder), true), "I11");
+        let serial = self.model.job_of(holder);
+        let waiting = serial.filter(|serial| self.model.jobs[serial].waits());
+        let is_replaced = unique.on_conflict == OnConflict::Replace && waiting.is_some();
+        assert_eq!(result.replaced, is_replaced, "{result:?}");
+        if let Some(serial) = waiting.filter(|_| is_replaced) {
+            let job = self.model.withdraw(serial);
+            let serial = serial_of(&spec.payload);
+            self.model.jobs.insert(serial, job);
+            match spec.delay_ms.unwrap() {
+                DurationMs::ZERO => self.model.ready_back(serial),
+                delay => self.model.schedule(serial, now.plus(delay)),
             }
         }
     }
@@ -730,6 +838,7 @@ impl Both {
         let push = Push {
             jobs: self.specs(jobs),
             atomic: false,
+            spread_ms: None,
             seq: Some(seq),
         };
         let answered = self.world.within(NAMESPACES[namespace], |world| {
@@ -740,7 +849,10 @@ impl Both {
                 let brief = |results: &[PushResult]| -> Vec<_> {
                     let results = results.iter();
                     results
-                        .map(|result| (result.id, result.err.as_ref().map(|error| error.code)))
+                        .map(|result| {
+                            let code = result.err.as_ref().map(|error| error.code);
+                            (result.id, result.existing, result.replaced, code)
+                        })
                         .collect()
                 };
                 assert_eq!(brief(&results), brief(&kept), "I3");
@@ -921,6 +1033,7 @@ impl Both {
             .iter()
             .map(|pair| self.expect_fail(namespace, *pair, 0))
             .collect();
+        self.model.expire_due(self.world.now.wall);
         let expected = self.model.expected(&places, max as usize);
         let Some(reply) = self.world.reply(caller) else {
             assert!(expected.is_empty() && max > 0 && (waits || carries));
@@ -1001,6 +1114,7 @@ impl Both {
     /// Replies to fetches that have waited.
     fn take_replies(&mut self) {
         for reply in std::mem::take(&mut self.world.replies) {
+            self.model.expire_due(self.world.now.wall);
             let waiter = self.model.waiters.remove(&reply.caller);
             let waiter = waiter.unwrap_or_else(|| panic!("nobody asked for {reply:?}"));
             // Nobody needs to say anything while it waits without leases.
@@ -1280,7 +1394,7 @@ impl Both {
             },
         };
         let limit = select.limit.unwrap_or(3) as usize;
-        let count = dead.len().min(limit) as u64;
+        let selected = dead.len().min(limit) as u64;
         let has_more = select.queue.is_some() && dead.len() > limit;
         let reply = self
             .world
@@ -1288,8 +1402,14 @@ impl Both {
                 true => world.revive(select),
                 false => world.purge(select),
             });
-        assert_eq!((reply.count, reply.more), (count, has_more));
-        for (_, _, serial) in dead.into_iter().take(limit) {
+        assert_eq!(reply.count + reply.conflicts.len() as u64, selected);
+        assert_eq!(reply.more, has_more);
+        for (_, id, serial) in dead.into_iter().take(limit) {
+            let is_kept = is_revival && self.stays_dead(serial);
+            assert_eq!(reply.conflicts.contains(&id), is_kept, "I11");
+            if is_kept {
+                continue;
+            }
             self.model.count(place).dead -= 1;
             if is_revival {
                 let job = self.model.jobs.get_mut(&serial).unwrap();
@@ -1301,6 +1421,16 @@ impl Both {
                 self.model.delete(serial);
             }
         }
+    }
+
+    /// Whether a dead job cannot be revived: its key is another's, or its time has passed.
+    fn stays_dead(&self, serial: u64) -> bool {
+        let (job, now) = (&self.model.jobs[&serial], self.world.now.wall);
+        let is_taken = match job.unique {
+            Some((key, UniqueUntil::Settled)) => self.model.holder(job.place.0, key, now).is_some(),
+            Some(_) | None => false,
+        };
+        is_taken || job.expires_at.is_some_and(|at| at <= now)
     }
 
     fn pause(&mut self, namespace: u8, queue: u8, is_pause: bool) {
@@ -1340,6 +1470,7 @@ impl Both {
             assert_eq!(serial_of(&view.payload), serial, "I2");
             assert_eq!(view.state, job.state, "{job:?}");
             assert_eq!((view.run_at, view.closed_at), (job.run_at, job.closed_at));
+            assert_eq!(view.expires_at, job.expires_at);
             assert_eq!(view.lease, job.lease.map(|lease| lease.number));
             assert_eq!((view.attempt, view.failures), (job.attempt, job.failures));
             assert_eq!((view.losses, view.releases), (job.losses, job.releases));
@@ -1411,6 +1542,7 @@ impl Both {
         self.seal();
         assert_eq!(self.world.store.outcomes(), 0);
         assert_eq!(self.world.store.timers.len(), 0);
+        assert_eq!(self.world.store.locks.len(), 0, "I11");
     }
 }
 
@@ -1453,6 +1585,32 @@ fn byte(small: usize) -> u8 {
     u8::try_from(small).unwrap()
 }
 
+/// One of few keys, with one of all ways to hold it and to meet its holder; mostly none.
+fn unique(number: u8) -> Option<Unique> {
+    let (key, rest) = (number % 8, number / 8);
+    let until = [
+        UniqueUntil::Start,
+        UniqueUntil::Success,
+        UniqueUntil::Settled,
+        UniqueUntil::Ttl,
+    ][usize::from(rest) % 4];
+    let on_conflict = [
+        OnConflict::Reject,
+        OnConflict::Existing,
+        OnConflict::Replace,
+    ];
+    (key < 4).then(|| Unique {
+        until,
+        ttl_ms: (until == UniqueUntil::Ttl).then_some(DurationMs(15_000)),
+        on_conflict: on_conflict[usize::from(rest / 4) % 3],
+        ..Unique::named(key.to_string().parse().unwrap())
+    })
+}
+
+fn key_number(unique: &Unique) -> u8 {
+    unique.key.as_ref().unwrap().as_str().parse().unwrap()
+}
+
 fn serial_of(payload: &[u8]) -> u64 {
     std::str::from_utf8(payload)
         .unwrap()
@@ -1462,14 +1620,16 @@ fn serial_of(payload: &[u8]) -> u64 {
 }
 
 fn new_jobs() -> impl Strategy<Value = Vec<NewJob>> {
-    let job = (any::<[u8; 4]>(), any::<u8>(), prop::bool::weighted(0.1)).prop_map(
-        |([queue, priority, delay, max_attempts], timeout, spilled)| NewJob {
+    let job = (any::<[u8; 6]>(), any::<u8>(), prop::bool::weighted(0.1)).prop_map(
+        |([queue, priority, delay, max_attempts, expires, unique], timeout, spilled)| NewJob {
             queue,
             priority,
             delay,
             max_attempts,
             timeout,
             spilled,
+            expires,
+            unique,
         },
     );
     prop_oneof![

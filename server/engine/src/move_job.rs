@@ -9,6 +9,7 @@ use ganger_protocol::{
 use crate::{
     Engine,
     command::{Mono, Now},
+    expiry::expiry_of,
     facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need},
     group,
     lease::Lease,
@@ -42,6 +43,21 @@ impl Engine {
         (!is_open).then_some(Need::Job { job, content })
     }
 
+    /// What must be read to remove a dead job: its content too, when it holds a unique key.
+    pub(crate) fn need_of_removal(&self, job: JobId, facts: &Facts) -> Option<Need> {
+        let need = self.need_of_job(job, false)?;
+        let holds_unread = match facts.find(&need) {
+            Some(Fact::Job(Some(StoredJob::Record(record)))) => {
+                record.holds_unique && record.content.is_none()
+            }
+            Some(_) | None => false,
+        };
+        match holds_unread {
+            true => self.need_of_job(job, true),
+            false => Some(need),
+        }
+    }
+
     /// The record of a job that is kept, made up for one that lives in its run.
     pub(crate) fn lookup(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
         let place = Place::of_birth(&job);
@@ -64,7 +80,7 @@ impl Engine {
         run.is_some_and(|run| run.left.contains(place.index)) || self.group.drops(&place.run)
     }
 
-    fn stored<'a>(&self, job: JobId, facts: &'a Facts) -> Option<&'a StoredJob> {
+    pub(crate) fn stored<'a>(&self, job: JobId, facts: &'a Facts) -> Option<&'a StoredJob> {
         let answers = [true, false].map(|content| facts.find(&Need::Job { job, content }));
         match answers.into_iter().flatten().next()? {
             Fact::Job(stored) => stored.as_ref(),
@@ -153,18 +169,17 @@ impl Engine {
         let queue = record.queue;
         match next {
             Next::Scheduled(at) => {
-                record.state = JobState::Scheduled;
-                record.run_at = Some(at);
-                record.place = None;
-                self.set_timer(group::due(record.id, at));
+                self.watch_expiry(record.id, expiry_of(&record));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Scheduled));
-                self.group.put_job(record);
+                self.put_scheduled(record, at);
             }
             Next::ReadyAtHead => {
+                self.watch_expiry(record.id, expiry_of(&record));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Ready));
                 self.make_ready_at_head(record);
             }
             Next::Dead(reason) => {
+                self.pass_key(&record, JobState::Leased, Some(JobState::Dead));
                 record.close_as_dead(reason, now.wall);
                 self.group.set_closed(closed_row(&record), true);
                 self.set_timer(retention_timer(record.id, self.retention_end(&record)));
@@ -173,10 +188,20 @@ impl Engine {
                 self.watch_dead(queue);
             }
             Next::Deleted => {
+                self.pass_key(&record, JobState::Leased, None);
                 self.count(queue, Some(JobState::Leased), None);
                 self.group.delete_job(&record);
             }
         }
+    }
+
+    /// Makes a job wait for its time. Its state was counted by the caller.
+    pub(crate) fn put_scheduled(&mut self, mut record: Box<JobRecord>, at: Timestamp) {
+        record.state = JobState::Scheduled;
+        record.run_at = Some(at);
+        record.place = None;
+        self.set_timer(group::due(record.id, at));
+        self.group.put_job(record);
     }
 
     /// Makes a job ready at the tail of its lane. Its state was counted by the caller.
@@ -249,6 +274,7 @@ impl Engine {
     /// Deletes a dead job and everything that is kept of it.
     pub(crate) fn delete_dead(&mut self, record: &JobRecord) {
         self.unclose(record);
+        self.pass_key(record, JobState::Dead, None);
         self.count(record.queue, Some(JobState::Dead), None);
         self.group.delete_job(record);
     }

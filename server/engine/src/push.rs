@@ -3,12 +3,12 @@
 //! The outcome of a numbered push is written in the push's own group, so that a push that is sent
 //! again finds it or was never applied.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use foldhash::HashMap;
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, QueueName, Timestamp, WireError,
-    job::JobState,
+    job::{JobState, OnConflict, Unique},
     limits::{PRIORITY_DEFAULT, PRODUCER_UNANSWERED_MAX},
     request::Push,
     response::{Counters, PushReply, PushResult, ReplyBody},
@@ -22,8 +22,9 @@ use crate::{
     job::is_legal,
     records::{
         Content, Entry, JobRecord, Lane, OutcomeRange, OutcomeRecord, PackedJob, ProducerNumber,
-        QueueNumber, QueueRecord, Timer, TimerKind,
+        QueueNumber, QueueRecord, Timer, TimerKind, UniqueKey,
     },
+    unique,
     window::{Head, HeadJob},
 };
 
@@ -49,19 +50,20 @@ impl Producers {
 
 impl Engine {
     pub(crate) fn needs_of_push(&self, origin: &Origin, push: &Push, facts: &Facts) -> Vec<Need> {
-        let (Some(seq), Some(producer)) = (push.seq, origin.producer) else {
-            return Vec::new();
-        };
-        match self.newest_sequence(producer.number, facts) {
-            None => vec![Need::Producer(producer.number)],
-            Some(Some((newest, _))) if seq <= newest => {
-                vec![Need::Outcome {
+        let mut needs = Vec::new();
+        if let (Some(seq), Some(producer)) = (push.seq, origin.producer) {
+            match self.newest_sequence(producer.number, facts) {
+                None => needs.push(Need::Producer(producer.number)),
+                Some(Some((newest, _))) if seq <= newest => needs.push(Need::Outcome {
                     producer: producer.number,
                     slot: slot(seq),
-                }]
+                }),
+                Some(_) => {}
             }
-            Some(_) => Vec::new(),
         }
+        let unique = push.jobs.iter().filter(|job| job.unique.is_some());
+        needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
+        needs
     }
 
     pub(crate) fn push(
@@ -78,19 +80,26 @@ impl Engine {
             return Ok(ReplyBody::Push(PushReply { results }));
         }
         if push.atomic {
-            self.check_all(origin, &push.jobs)?;
+            self.check_all(now, origin, &push.jobs, facts)?;
         }
         let mut touched = Vec::new();
         let mut results = Vec::with_capacity(push.jobs.len());
-        for job in push.jobs {
-            let result = self.push_job(now, origin, job);
-            if let Ok(id) = &result {
+        let spread = Spread {
+            over: push.spread_ms.unwrap_or_default(),
+            jobs: push.jobs.len(),
+        };
+        for (nth, job) in push.jobs.into_iter().enumerate() {
+            let result = match self.push_job(now, origin, job, spread.of(nth), facts) {
+                Ok(result) => result,
+                Err(error) => Err(error).into(),
+            };
+            if let Some(id) = &result.id {
                 let queue = QueueNumber(id.birth().queue);
                 if !touched.contains(&queue) {
                     touched.push(queue);
                 }
             }
-            results.push(PushResult::from(result));
+            results.push(result);
         }
         if let (Some(seq), Some(producer)) = (push.seq, origin.producer)
             && !touched.is_empty()
@@ -101,19 +110,33 @@ impl Engine {
         Ok(ReplyBody::Push(PushReply { results }))
     }
 
-    fn push_job(&mut self, now: Now, origin: &Origin, spec: JobSpec) -> Result<JobId, WireError> {
+    fn push_job(
+        &mut self,
+        now: Now,
+        origin: &Origin,
+        spec: JobSpec,
+        later_by: DurationMs,
+        facts: &Facts,
+    ) -> Result<PushResult, WireError> {
         spec.check(&self.options.limits)?;
+        let due = match (spec.run_at, spec.delay_ms) {
+            (Some(at), _) => at.plus(later_by),
+            (None, Some(delay)) => now.wall.plus(delay).plus(later_by),
+            (None, None) => now.wall.plus(later_by),
+        };
+        let unique = spec.unique.clone();
+        let key = unique
+            .as_deref()
+            .map(|unique| self.key_of_spec(origin, &spec, unique));
+        if let Some(holder) = key.and_then(|key| self.holder(now, key, facts)) {
+            return self.meet_holder(now, holder.job, spec, due, facts);
+        }
         let queue = self.queue_for_push(&origin.namespace, &spec.queue)?;
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let lane = Lane {
             queue,
             priority,
             lane: 0,
-        };
-        let due = match (spec.run_at, spec.delay_ms) {
-            (Some(at), _) => at,
-            (None, Some(delay)) => now.wall.plus(delay),
-            (None, None) => now.wall,
         };
         let content = Arc::new(Content::from(spec));
         let spilled_parts = content.spilled_parts();
@@ -127,9 +150,13 @@ impl Engine {
             false => self.push_ready(lane, packed),
         };
         if spilled_parts > 0 {
-            self.group.put_content(id, content);
+            self.group.put_content(id, Arc::clone(&content));
         }
-        Ok(id)
+        self.watch_expiry(id, content.expires_at);
+        if let (Some(key), Some(unique)) = (key, unique) {
+            self.take_key(now, key, id, &unique, facts);
+        }
+        Ok(Ok(id).into())
     }
 
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
@@ -247,7 +274,14 @@ impl Engine {
     }
 
     /// Whether all jobs of an atomic push can be applied.
-    fn check_all(&self, origin: &Origin, jobs: &[JobSpec]) -> Result<(), WireError> {
+    fn check_all(
+        &self,
+        now: Now,
+        origin: &Origin,
+        jobs: &[JobSpec],
+        facts: &Facts,
+    ) -> Result<(), WireError> {
+        let mut keys = BTreeMap::new();
         for (nth, job) in jobs.iter().enumerate() {
             let checked = job.check(&self.options.limits);
             let checked =
@@ -257,6 +291,10 @@ impl Engine {
                         None => self.check_room(&origin.namespace),
                     },
                 );
+            let checked = checked.and_then(|()| match job.unique.as_deref() {
+                Some(unique) => self.check_key(now, (origin, nth, job), unique, &mut keys, facts),
+                None => Ok(()),
+            });
             checked.map_err(|error| error.within(&format!("jobs[{nth}]")))?;
         }
         let is_new = |job: &&JobSpec| self.queues.named(&origin.namespace, &job.queue).is_none();
@@ -267,6 +305,34 @@ impl Engine {
             return Err(WireError::too_large("queue", max, queues));
         }
         Ok(())
+    }
+
+    /// Whether a job of an atomic push is not refused for its unique key, which a job in front of
+    /// it may take.
+    fn check_key(
+        &self,
+        now: Now,
+        (origin, nth, job): (&Origin, usize, &JobSpec),
+        unique: &Unique,
+        taken: &mut BTreeMap<UniqueKey, usize>,
+        facts: &Facts,
+    ) -> Result<(), WireError> {
+        let key = self.key_of_spec(origin, job, unique);
+        let earlier = taken.get(&key).copied();
+        taken.entry(key).or_insert(nth);
+        match (unique.on_conflict, self.holder(now, key, facts), earlier) {
+            (OnConflict::Reject, Some(holder), _) => Err(unique::conflict(holder.job)),
+            (OnConflict::Reject, None, Some(earlier)) => Err(WireError {
+                field: Some("unique".to_owned()),
+                ..WireError::new(
+                    ErrorCode::Conflict,
+                    format!("jobs[{earlier}] of the same push takes the unique key"),
+                )
+            }),
+            (OnConflict::Reject, None, None) | (OnConflict::Existing | OnConflict::Replace, ..) => {
+                Ok(())
+            }
+        }
     }
 
     /// The highest sequence of a producer: `None` asks for the fact, `Some(None)`: no records.
@@ -368,6 +434,21 @@ impl Engine {
     }
 }
 
+/// The jobs of a push, spread evenly over a time.
+#[derive(Debug, Clone, Copy)]
+struct Spread {
+    over: DurationMs,
+    jobs: usize,
+}
+
+impl Spread {
+    /// How much later the nth job runs.
+    fn of(self, nth: usize) -> DurationMs {
+        let later = u128::from(self.over.0) * nth as u128 / self.jobs.max(1) as u128;
+        DurationMs(u64::try_from(later).unwrap_or(self.over.0))
+    }
+}
+
 /// The timer that looks whether a producer is idle.
 pub(crate) fn idle_timer(producer: ProducerNumber, at: Timestamp) -> Timer {
     let mut id = [0; JobId::BYTES];
@@ -388,6 +469,10 @@ fn ranges(results: &[PushResult]) -> Vec<OutcomeRange> {
     let mut ranges: Vec<OutcomeRange> = Vec::new();
     for result in results {
         match (&result.id, &result.err) {
+            (Some(id), _) if result.existing => ranges.push(OutcomeRange::Existing {
+                holder: *id,
+                is_replaced: result.replaced,
+            }),
             (Some(id), _) => match ranges.last_mut() {
                 Some(OutcomeRange::Pushed { first, count })
                     if *count < u8::MAX && nth(*first, *count) == Some(*id) =>
@@ -428,12 +513,17 @@ impl OutcomeRecord {
         let results = self.results.iter().flat_map(|range| match range {
             OutcomeRange::Pushed { first, count } => {
                 let ids = (0..*count).filter_map(|count| nth(*first, count));
-                ids.map(|id| PushResult {
-                    id: Some(id),
-                    err: None,
-                })
-                .collect::<Vec<_>>()
+                ids.map(|id| PushResult::from(Ok(id))).collect::<Vec<_>>()
             }
+            OutcomeRange::Existing {
+                holder,
+                is_replaced,
+            } => vec![PushResult {
+                id: Some(*holder),
+                existing: true,
+                replaced: *is_replaced,
+                err: None,
+            }],
             OutcomeRange::Refused {
                 code,
                 field,
@@ -443,10 +533,7 @@ impl OutcomeRecord {
                 let mut error =
                     WireError::new(code.unwrap_or(ErrorCode::BadRequest), message.clone());
                 error.field = Some(field.clone()).filter(|field| !field.is_empty());
-                vec![PushResult {
-                    id: None,
-                    err: Some(error),
-                }]
+                vec![PushResult::from(Err(error))]
             }
         });
         results.collect()

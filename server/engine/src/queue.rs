@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ganger_protocol::{DurationMs, NamespaceName, QueueName, QueuePattern, job::JobState};
 
 use crate::{
-    records::{Lane, QueueNumber, QueueRecord},
+    records::{Lane, Place, QueueNumber, QueueRecord},
     waiters::Ticket,
     window::{Head, Window},
 };
@@ -205,6 +205,15 @@ impl Queues {
     pub(crate) fn pop(&mut self, queue: QueueNumber, priority: u8) -> Option<Head> {
         let window = self.by_number.get_mut(&queue)?.window_mut(priority)?;
         let head = window.heads.pop_front()?;
+        self.forget(&head);
+        Some(head)
+    }
+
+    /// Takes the head that stands at a place, when it is in a window.
+    pub(crate) fn take(&mut self, place: &Place) -> Option<Head> {
+        let window = self.window_mut(place.run.lane)?;
+        let at = window.heads.binary_search_by_key(place, |head| head.place);
+        let head = window.heads.remove(at.ok()?)?;
         self.forget(&head);
         Some(head)
     }

@@ -207,10 +207,9 @@ impl Content {
                 .backoff
                 .as_ref()
                 .map_or(0, |backoff| 64 + 10 * backoff.table_ms.len())
-            + self
-                .unique
-                .as_ref()
-                .map_or(0, |unique| 32 + unique.key.as_str().len())
+            + self.unique.as_ref().map_or(0, |unique| {
+                32 + unique.key.as_ref().map_or(0, |key| key.as_str().len())
+            })
             + named(&self.key)
             + named(&self.batch)
             + tags(&self.tags)
@@ -282,7 +281,7 @@ pub struct JobRecord {
     pub batch: Option<u64>,
     /// For later: jobs that it still waits for.
     pub waits_for: u32,
-    /// For later: whether it holds its unique key.
+    /// `dead`: whether it still holds its unique key, so that whoever removes it reads that.
     pub holds_unique: bool,
     /// For later: progress in percent.
     pub percent: Option<u8>,
@@ -327,11 +326,11 @@ pub struct Timer {
 pub enum TimerKind {
     /// A scheduled job becomes ready.
     Due = 1,
-    /// For later: a job expires.
+    /// A waiting job expires.
     Expire = 2,
     /// The retention of a closed job ends.
     Retention = 3,
-    /// For later: a unique key is released.
+    /// The time of a unique key is over.
     UniqueTtl = 4,
     /// For later: an open batch closes.
     BatchDeadline = 5,
@@ -355,6 +354,19 @@ impl TimerKind {
             _ => return None,
         })
     }
+}
+
+/// The digest of a namespace and a unique key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UniqueKey(pub [u8; 16]);
+
+/// The lock of a unique key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UniqueRecord {
+    /// Who holds it. One with an end may be gone.
+    pub job: JobId,
+    /// `ttl`: until when, whatever becomes of the job.
+    pub ends_at: Option<Timestamp>,
 }
 
 /// A row of the index of closed jobs, ordered by time within queue and state.
@@ -497,6 +509,13 @@ pub enum OutcomeRange {
         first: JobId,
         /// How many.
         count: u8,
+    },
+    /// None was made: another job holds the unique key.
+    Existing {
+        /// Who holds it.
+        holder: JobId,
+        /// Whether it got payload and time of this push.
+        is_replaced: bool,
     },
     /// One was refused.
     Refused {

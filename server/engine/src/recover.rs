@@ -162,6 +162,12 @@ impl Engine {
                 (job.queue, job.place, true, job.spilled_parts)
             }
         };
+        let content = match &row.job {
+            Some(StoredJob::Record(job)) => job.content.as_deref(),
+            Some(StoredJob::Packed { job, .. }) => job.content.as_deref(),
+            None => None,
+        };
+        let key = self.key_of_lease(record.job, content);
         let ttl = self
             .sessions
             .find(record.session)
@@ -188,6 +194,7 @@ impl Engine {
                 has_record,
                 spilled_parts,
                 attempt: record.attempt,
+                key,
                 part: Some(part),
             },
         );

@@ -33,7 +33,7 @@ use crate::{
         BlobKind, Closed, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
         LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
         QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer,
-        TimerKind, blob_parts,
+        TimerKind, UniqueKey, UniqueRecord, blob_parts,
     },
 };
 
@@ -59,6 +59,7 @@ pub(crate) struct Store {
     sessions: BTreeMap<SessionId, SessionRecord>,
     outcomes: BTreeMap<(ProducerNumber, u8), OutcomeRecord>,
     queues: BTreeMap<QueueNumber, QueueRecord>,
+    pub(crate) locks: BTreeMap<UniqueKey, UniqueRecord>,
     blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
 }
 
@@ -146,6 +147,12 @@ impl Store {
             Change::DeleteOutcomes(producer) => {
                 self.outcomes.retain(|(of, _), _| *of != producer);
             }
+            Change::PutUnique(key, lock) => {
+                self.locks.insert(key, lock);
+            }
+            Change::DeleteUnique(key) => {
+                self.locks.remove(&key);
+            }
             Change::PutQueue(record) => {
                 self.queues.insert(record.number, *record);
             }
@@ -199,6 +206,11 @@ impl Store {
             }
             Need::Outcome { producer, slot } => {
                 Fact::Outcome(self.outcomes.get(&(*producer, *slot)).cloned())
+            }
+            Need::Unique(key) => Fact::Unique(self.locks.get(key).copied()),
+            Need::Run(run) => {
+                let run = self.runs.get(run);
+                Fact::Run(run.map(|(_, run)| u8::try_from(run.entries.len()).unwrap()))
             }
             Need::OldestDead { queue, max } => {
                 let rows = self.closed.iter();
@@ -350,10 +362,12 @@ impl Store {
         assert_eq!(self.leases.len(), 0, "leases: {:?}", self.leases);
         assert_eq!(self.jobs.len(), 0, "jobs: {:?}", self.jobs);
         assert_eq!(self.closed.len(), 0, "closed: {:?}", self.closed);
+        let held = self.locks.values().filter(|lock| lock.ends_at.is_none());
+        assert_eq!(held.count(), 0, "locks: {:?}", self.locks);
         assert_eq!(self.blobs.len(), 0, "blobs: {:?}", self.blobs.keys());
         let timers = self.timers.iter();
         let of_jobs: Vec<_> = timers
-            .filter(|timer| timer.what != TimerKind::ProducerIdle)
+            .filter(|timer| !matches!(timer.what, TimerKind::ProducerIdle | TimerKind::UniqueTtl))
             .collect();
         assert!(of_jobs.is_empty(), "{of_jobs:?}");
     }
@@ -600,6 +614,7 @@ impl World {
         let push = Push {
             jobs,
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         self.apply_unchecked(Command::Request(origin, Operation::Push(push)));
@@ -640,6 +655,7 @@ impl World {
         let push = Push {
             jobs,
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         let results = self.push_as(None, push).unwrap();
@@ -762,6 +778,11 @@ impl World {
             ReplyBody::Heartbeat(reply) => Ok(reply),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// The sessions that the store has.
+    pub(crate) fn sessions(&self) -> Vec<SessionId> {
+        self.store.sessions.keys().copied().collect()
     }
 
     pub(crate) fn goodbye(&mut self, worker: SessionId) {

@@ -55,7 +55,7 @@ impl Engine {
         }
         let mut needs = Vec::new();
         for timer in self.schedule.due(now.wall, SLICE) {
-            needs.extend(self.need_of_timer(&timer));
+            needs.extend(self.needs_of_timer(&timer, facts));
         }
         for job in self.leases.timed_out(now.mono, SLICE) {
             needs.extend(self.need_of_job(job, true));
@@ -78,20 +78,21 @@ impl Engine {
         needs
     }
 
-    fn need_of_timer(&self, timer: &Timer) -> Option<Need> {
-        match timer.what {
-            TimerKind::Due => self.need_of_job(JobId::from_bytes(timer.id), true),
-            TimerKind::Retention => self.need_of_job(JobId::from_bytes(timer.id), false),
+    fn needs_of_timer(&self, timer: &Timer, facts: &Facts) -> Vec<Need> {
+        let job = JobId::from_bytes(timer.id);
+        let need = match timer.what {
+            TimerKind::Due => self.need_of_job(job, true),
+            TimerKind::Expire => return self.needs_to_withdraw(job, facts),
+            TimerKind::Retention => self.need_of_removal(job, facts),
+            TimerKind::UniqueTtl => self.need_of_ttl(timer),
             TimerKind::ProducerIdle => {
                 let producer = producer_of(timer);
                 let is_known = self.producers.find(producer).is_some();
                 (!is_known).then_some(Need::Producer(producer))
             }
-            TimerKind::Expire
-            | TimerKind::UniqueTtl
-            | TimerKind::BatchDeadline
-            | TimerKind::PauseEnd => None,
-        }
+            TimerKind::BatchDeadline | TimerKind::PauseEnd => None,
+        };
+        need.into_iter().collect()
     }
 
     pub(crate) fn tick(&mut self, now: Now, facts: &Facts, outcome: &mut Outcome) {
@@ -164,10 +165,15 @@ impl Engine {
                 self.look_at_producer(now, producer_of(&timer), facts);
                 None
             }
-            TimerKind::Expire
-            | TimerKind::UniqueTtl
-            | TimerKind::BatchDeadline
-            | TimerKind::PauseEnd => None,
+            TimerKind::Expire => {
+                self.fire_expiry(now, &timer, facts);
+                None
+            }
+            TimerKind::UniqueTtl => {
+                self.end_lock(&timer, facts);
+                None
+            }
+            TimerKind::BatchDeadline | TimerKind::PauseEnd => None,
         }
     }
 

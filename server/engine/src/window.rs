@@ -7,7 +7,10 @@ use std::collections::VecDeque;
 
 use ganger_protocol::{JobId, Timestamp};
 
-use crate::records::{Content, GroupNumber, JobRecord, PackedJob, Place};
+use crate::{
+    queue::LANE_HEADS_MAX,
+    records::{Content, GroupNumber, JobRecord, PackedJob, Place},
+};
 
 /// A ready job at hand.
 #[derive(Debug)]
@@ -17,6 +20,14 @@ pub(crate) struct Head {
     /// The group that must be durable before the job may be handed out.
     pub(crate) group: GroupNumber,
     pub(crate) job: HeadJob,
+}
+
+impl Head {
+    /// Whether its job is not to be granted any more.
+    pub(crate) fn is_expired(&self, wall: Timestamp) -> bool {
+        let content = self.job.content();
+        content.is_some_and(|content| content.expires_at.is_some_and(|at| at <= wall))
+    }
 }
 
 /// The job of a head.
@@ -72,6 +83,18 @@ impl Window {
     /// Whether it must be refilled before `wanted` heads can be taken in order.
     pub(crate) fn is_short_of(&self, wanted: usize) -> bool {
         self.is_behind && self.heads.len() < wanted
+    }
+
+    /// How many heads could be granted now, counted up to `wanted`: some may have expired.
+    pub(crate) fn live(&self, wanted: usize, wall: Timestamp) -> usize {
+        let live = self.heads.iter().filter(|head| !head.is_expired(wall));
+        live.take(wanted).count()
+    }
+
+    /// Whether it should be refilled before `wanted` jobs can be granted in order, so many of its
+    /// heads being live. A full window is not.
+    pub(crate) fn is_short_of_live(&self, wanted: usize, live: usize) -> bool {
+        self.is_behind && live < wanted && self.heads.len() < LANE_HEADS_MAX
     }
 
     /// Whether a head at the very front can be taken in: it would be read again otherwise.

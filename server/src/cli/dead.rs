@@ -86,6 +86,8 @@ enum Action {
 struct Changed {
     count: u64,
     not_found: Vec<JobId>,
+    /// Not revived: another job holds their unique key, or their `expires_at` has passed.
+    conflicts: Vec<JobId>,
 }
 
 pub(super) async fn run(command: DeadCommand) -> Result<(), CliError> {
@@ -169,6 +171,7 @@ async fn change_queue(
         )
         .await?;
         changed.count += reply.count;
+        changed.conflicts = reply.conflicts;
         if !reply.more || reply.count == 0 {
             return Ok(changed);
         }
@@ -185,6 +188,7 @@ async fn change_jobs(client: &Client, action: Action, ids: &[JobId]) -> Result<C
         let reply = ask(client, action, select).await?;
         changed.count += reply.count;
         changed.not_found.extend(reply.not_found);
+        changed.conflicts.extend(reply.conflicts);
     }
     Ok(changed)
 }
@@ -197,20 +201,39 @@ async fn ask(client: &Client, action: Action, select: DeadSelect) -> Result<Coun
 }
 
 fn verdict(changed: &Changed) -> Result<(), CliError> {
-    if changed.not_found.is_empty() {
-        return Ok(());
-    }
-    let exit = if changed.count == 0 {
-        Exit::NotFound
-    } else {
-        Exit::Partly
+    let listed = |ids: &[JobId]| {
+        ids.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
     };
-    let ids = changed
-        .not_found
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>();
-    Err(CliError::new(exit, format!("not dead: {}", ids.join(", "))))
+    let (not_found, conflicts) = (&changed.not_found, &changed.conflicts);
+    let exit = match (not_found.is_empty(), conflicts.is_empty()) {
+        (true, true) => return Ok(()),
+        _ if changed.count > 0 => Exit::Partly,
+        (false, true) => Exit::NotFound,
+        (_, false) => Exit::Failed,
+    };
+    if conflicts.is_empty() {
+        return Err(CliError::new(
+            exit,
+            format!("not dead: {}", listed(not_found)),
+        ));
+    }
+    let kept = format!("still dead: {}", listed(conflicts));
+    let cause = "another job holds their unique key, or their expires_at has passed";
+    let error = CliError {
+        cause: Some(cause.to_owned()),
+        ..CliError::new(exit, kept)
+    }
+    .hint("revive them by id once the other job is done, or push them anew");
+    Err(match not_found.is_empty() {
+        true => error,
+        false => CliError {
+            message: format!("{}; not dead: {}", error.message, listed(not_found)),
+            ..error
+        },
+    })
 }
 
 #[cfg(test)]
@@ -220,7 +243,14 @@ mod tests {
     #[test]
     fn some_missing_is_partly_failed_and_all_missing_not_found() {
         let id = JobId::from_bytes([0; 24]);
-        let exit = |count, not_found| verdict(&Changed { count, not_found }).map_err(|e| e.exit);
+        let exit = |count, not_found| {
+            let changed = Changed {
+                count,
+                not_found,
+                conflicts: Vec::new(),
+            };
+            verdict(&changed).map_err(|error| error.exit)
+        };
         assert_eq!(exit(2, vec![]), Ok(()));
         assert_eq!(exit(0, vec![]), Ok(()));
         assert_eq!(exit(1, vec![id]), Err(Exit::Partly));

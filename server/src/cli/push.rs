@@ -5,11 +5,14 @@
 
 use std::{collections::BTreeMap, collections::VecDeque, time::Duration};
 
-use ganger_client::{CONTENT_TYPE_JSON, Client, Error as ClientError};
+use ganger_client::{CONTENT_TYPE_JSON, Client, Error as ClientError, Unknown};
 use ganger_protocol::{
     DurationMs, JobId, JobSpec, QueueName, Timestamp, WireError,
     ids::{Kind, Tag},
+    job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::ITEMS_MAX,
+    request::Push,
+    response::PushResult,
 };
 use indicatif::ProgressBar;
 use serde_json::value::RawValue;
@@ -24,6 +27,7 @@ use super::{
     output::{self, Format},
 };
 use crate::{
+    clock::Clock,
     config::units::Span,
     tasks::{OnPanic, Tasks},
 };
@@ -59,7 +63,41 @@ const SPEC_FIELDS: [&str; 18] = [
     "retain_ms",
 ];
 
+/// What `--unique-until` knows; a time is `--unique-ttl`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Until {
+    /// Until the first grant
+    Start,
+    /// As settled, and by a dead job too
+    Success,
+    /// While the job waits or is with a worker
+    Settled,
+}
+
+/// What `--unique-of` knows.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Field {
+    /// Its queue
+    Queue,
+    /// Its kind
+    Kind,
+    /// Its payload
+    Payload,
+}
+
+/// What `--on-conflict` knows.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Conflict {
+    /// Refuse the job
+    Reject,
+    /// Answer with the id of the job that holds the key
+    Existing,
+    /// Give that job this payload and time, while it waits
+    Replace,
+}
+
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("key").args(["unique", "unique_of"]))]
 pub(super) struct PushArgs {
     /// The kind, by which a worker picks a handler
     #[arg(required_unless_present = "spec")]
@@ -87,6 +125,37 @@ pub(super) struct PushArgs {
     /// The longest attempt, such as 10m; default the queue's
     #[arg(long)]
     timeout: Option<Span>,
+    /// Not granted any more once this time has passed, such as 1h, by the clock of this machine
+    #[arg(long, value_name = "DURATION")]
+    expires_in: Option<Span>,
+    /// The unique key: while a job holds it, another push with it makes none
+    #[arg(long, value_name = "KEY")]
+    unique: Option<Tag>,
+    /// Derives the unique key from fields of the job
+    #[arg(
+        long,
+        value_name = "FIELDS",
+        value_delimiter = ',',
+        conflicts_with = "unique"
+    )]
+    unique_of: Vec<Field>,
+    /// How long the unique key is held; default settled
+    #[arg(
+        long,
+        value_name = "EVENT",
+        requires = "key",
+        conflicts_with = "unique_ttl"
+    )]
+    unique_until: Option<Until>,
+    /// Holds the unique key for this time, such as 10m, whatever becomes of the job
+    #[arg(long, value_name = "DURATION", requires = "key")]
+    unique_ttl: Option<Span>,
+    /// What to do when another job holds the unique key; default existing
+    #[arg(long, value_name = "WHAT", requires = "key")]
+    on_conflict: Option<Conflict>,
+    /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
+    #[arg(long, value_name = "DURATION")]
+    spread: Option<Span>,
     /// A header, name=value; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
@@ -105,14 +174,51 @@ pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
         let template = Template::new(&args)?;
         let client = args.connect.connect().await?;
         let lines = BufReader::new(tokio::io::stdin()).lines();
-        return Stream::new(client, args.format).run(template, lines).await;
+        return Stream::new(client, args.format, args.spread)
+            .run(template, lines)
+            .await;
     }
     let payload = args.payload.as_deref().unwrap_or_default();
     let job = Template::new(&args)?.job(payload).map_err(|error| {
         error.hint("a text needs its own quotes: ganger push hello '\"world\"'")
     })?;
-    let id = args.connect.connect().await?.push(job).await?;
-    print_id(args.format, id)
+    let client = args.connect.connect().await?;
+    let results = client.push_with(request(vec![job], args.spread)).await?;
+    match results.into_iter().next() {
+        Some(result) => print_result(args.format, result)?.map_err(refused),
+        None => Err(CliError::failed(
+            "the server did not say what became of the job",
+        )),
+    }
+}
+
+fn request(jobs: Vec<JobSpec>, spread: Option<Span>) -> Push {
+    Push {
+        spread_ms: spread.map(|spread| spread.0),
+        ..Push::of(jobs)
+    }
+}
+
+fn refused(error: WireError) -> CliError {
+    match error.code.is_definite() {
+        true => ClientError::Refused(error).into(),
+        false => ClientError::OutcomeUnknown(Unknown::Unavailable(error)).into(),
+    }
+}
+
+/// Prints what became of a job, unless it was refused.
+fn print_result(format: Format, result: PushResult) -> Result<Result<(), WireError>, CliError> {
+    match (result.err, result.id) {
+        (Some(error), _) => return Ok(Err(error)),
+        (None, Some(id)) if result.existing => {
+            let line =
+                serde_json::json!({ "id": id, "existing": true, "replaced": result.replaced });
+            format.print(&line, |_json| id.to_string())?;
+        }
+        (None, Some(id)) => print_id(format, id)?,
+        (None, None) => {}
+    }
+    Ok(Ok(()))
 }
 
 fn print_id(format: Format, id: JobId) -> Result<(), CliError> {
@@ -148,6 +254,10 @@ impl Template {
             max_attempts: args.max_attempts,
             timeout_ms: args.timeout.map(|timeout| timeout.0),
             tags: args.tags.clone(),
+            expires_at: args
+                .expires_in
+                .map(|time| Clock::system().now().wall.plus(time.0)),
+            unique: unique(args).map(Box::new),
             ..JobSpec::new(kind, Vec::new())
         });
         Ok(if args.spec {
@@ -173,6 +283,31 @@ impl Template {
             Self::Spec(defaults, named) => spec(text, defaults, *named),
         }
     }
+}
+
+fn unique(args: &PushArgs) -> Option<Unique> {
+    let of = args.unique_of.iter().map(|field| match field {
+        Field::Queue => UniqueOf::Queue,
+        Field::Kind => UniqueOf::Kind,
+        Field::Payload => UniqueOf::Payload,
+    });
+    let unique = Unique {
+        key: args.unique.clone(),
+        of: of.collect(),
+        until: match (args.unique_ttl, args.unique_until) {
+            (Some(_), _) => UniqueUntil::Ttl,
+            (None, Some(Until::Start)) => UniqueUntil::Start,
+            (None, Some(Until::Success)) => UniqueUntil::Success,
+            (None, Some(Until::Settled) | None) => UniqueUntil::Settled,
+        },
+        ttl_ms: args.unique_ttl.map(|ttl| ttl.0),
+        on_conflict: match args.on_conflict {
+            Some(Conflict::Reject) => OnConflict::Reject,
+            Some(Conflict::Existing) | None => OnConflict::Existing,
+            Some(Conflict::Replace) => OnConflict::Replace,
+        },
+    };
+    (unique.key.is_some() || !unique.of.is_empty()).then_some(unique)
 }
 
 fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError> {
@@ -209,6 +344,8 @@ fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError
     job.priority = job.priority.or(defaults.priority);
     job.max_attempts = job.max_attempts.or(defaults.max_attempts);
     job.timeout_ms = job.timeout_ms.or(defaults.timeout_ms);
+    job.expires_at = job.expires_at.or(defaults.expires_at);
+    job.unique = job.unique.or_else(|| defaults.unique.clone());
     for (name, value) in &defaults.headers {
         job.headers
             .entry(name.clone())
@@ -225,13 +362,14 @@ fn set_payload(job: &mut JobSpec, payload: &RawValue) {
 }
 
 /// What a request answered, job by job.
-type Pushed = Result<Vec<Result<JobId, WireError>>, ClientError>;
+type Pushed = Result<Vec<PushResult>, ClientError>;
 
 /// Many jobs on their way to the server.
 #[derive(Debug)]
 struct Stream {
     client: Client,
     format: Format,
+    spread: Option<Span>,
     tasks: Tasks,
     /// Numbers of the lines of each request, and its answer to come.
     in_flight: VecDeque<(Vec<u64>, oneshot::Receiver<Pushed>)>,
@@ -242,7 +380,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(client: Client, format: Format) -> Self {
+    fn new(client: Client, format: Format, spread: Option<Span>) -> Self {
         // Ids on the same terminal would tear the bar.
         let watched = output::watched() && !std::io::IsTerminal::is_terminal(&std::io::stdout());
         let progress = if watched {
@@ -253,6 +391,7 @@ impl Stream {
         Self {
             client,
             format,
+            spread,
             tasks: Tasks::new(),
             in_flight: VecDeque::new(),
             progress,
@@ -322,11 +461,12 @@ impl Stream {
         {
             self.settle(request).await?;
         }
-        let (client, jobs) = (self.client.clone(), std::mem::take(jobs));
+        let push = request(std::mem::take(jobs), self.spread);
+        let client = self.client.clone();
         let (sender, answer) = oneshot::channel();
         self.tasks.spawn("push", OnPanic::Stop, async move {
             // Nobody waits for it any more once the command has failed.
-            let _ = sender.send(client.push_many(jobs).await);
+            let _ = sender.send(client.push_with(push).await);
         });
         self.in_flight.push_back((std::mem::take(numbers), answer));
         Ok(())
@@ -339,11 +479,8 @@ impl Stream {
         match answer.await.unwrap_or(Err(ClientError::Closed)) {
             Ok(results) => {
                 for (number, result) in numbers.into_iter().zip(results) {
-                    match result {
-                        Ok(id) => {
-                            self.pushed += 1;
-                            print_id(self.format, id)?;
-                        }
+                    match print_result(self.format, result)? {
+                        Ok(()) => self.pushed += 1,
                         Err(error) => self.refuse(number, error.into())?,
                     }
                 }
@@ -573,7 +710,7 @@ mod tests {
         .await;
         let line = Line::try_parse_from(arguments.split_ascii_whitespace()).unwrap();
         let client = Client::connect(peer.options()).await.unwrap();
-        let stream = Stream::new(client, line.push.format);
+        let stream = Stream::new(client, line.push.format, line.push.spread);
         let template = Template::new(&line.push).unwrap();
         let result = stream.run(template, lines.as_bytes().lines()).await;
         let (data, remarks) = output::sink::take();

@@ -186,6 +186,8 @@ pub(super) mod tests {
             priority: 5,
             tags: vec!["vip".parse().unwrap()],
             pushed_at: Timestamp(1_700_000_000_000),
+            expires_at: None,
+            unique: None,
             run_at: None,
             lease: None,
             closed_at: Some(Timestamp(1_700_000_060_500)),

@@ -167,6 +167,7 @@ mod tests {
             Operation::Push(Push {
                 jobs: vec![],
                 atomic: false,
+                spread_ms: None,
                 seq: None,
             }),
             Operation::Fetch(Fetch::default()),
@@ -252,6 +253,7 @@ mod tests {
         let push = Operation::Push(Push {
             jobs: vec![],
             atomic: false,
+            spread_ms: None,
             seq: Some(1),
         });
         let error = State::Open(OPEN).check(&push).unwrap_err();

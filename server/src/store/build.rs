@@ -14,8 +14,10 @@ use ganger_engine::{
     queue::DEAD_RETENTION_DEFAULT,
     records::{
         Closed, Entry, GroupNumber, HeadRecord, JobRecord, Lane, OutcomeRecord, Place,
-        ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer, TimerKind, blob_parts,
+        ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer, TimerKind, UniqueKey,
+        UniqueRecord, blob_parts,
     },
+    unique::{Named, is_held},
 };
 use ganger_protocol::{JobId, NamespaceName, Timestamp, job::JobState, response::Counters};
 
@@ -57,6 +59,8 @@ pub struct Builder {
     log: std::path::PathBuf,
     head: HeadRecord,
     secret: [u8; 32],
+    /// Unique keys that are held and not written yet.
+    unwritten_locks: HashSet<UniqueKey>,
     changes: Vec<Change>,
     queues: BTreeMap<QueueNumber, QueueRecord>,
     /// The run of a lane that takes references.
@@ -84,6 +88,7 @@ impl Builder {
             log: directory.log.clone(),
             head,
             secret,
+            unwritten_locks: HashSet::new(),
             changes: Vec::new(),
             queues: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -108,7 +113,7 @@ impl Builder {
                         what: "a job comes a second time",
                     });
                 }
-                self.job(*job);
+                self.job(*job)?;
             }
             Told::Outcome(outcome) => self.outcome(outcome),
         }
@@ -133,7 +138,7 @@ impl Builder {
         self.built.queues += 1;
     }
 
-    fn job(&mut self, job: WholeJob) {
+    fn job(&mut self, job: WholeJob) -> Result<(), StoreError> {
         let WholeJob { mut record, errors } = job;
         let (id, queue) = (record.id, self.queue_of(&record));
         record.spilled_parts = record.content.as_ref().map_or(0, |it| it.spilled_parts());
@@ -162,6 +167,16 @@ impl Builder {
                 JobState::Done | JobState::Cancelled | JobState::Expired => {}
             }
         }
+        self.lock(&mut record)?;
+        let waits = matches!(
+            record.state,
+            JobState::Scheduled | JobState::Blocked | JobState::Ready | JobState::Leased
+        );
+        if let Some(at) = record.content.as_ref().and_then(|it| it.expires_at)
+            && waits
+        {
+            self.set_timer(TimerKind::Expire, at, *id.as_bytes());
+        }
         match record.state {
             JobState::Scheduled => {
                 let at = record.run_at.unwrap_or_default();
@@ -188,6 +203,48 @@ impl Builder {
         }
         self.built.jobs += 1;
         self.changes.push(Change::PutJob(Box::new(record)));
+        Ok(())
+    }
+
+    /// A job takes the unique key that it held. One that was leased is made to wait again: if its
+    /// key until `start` has gone to another job since, its grant is what it is known by. Keys until
+    /// `ttl` are not told of and begin free.
+    fn lock(&mut self, record: &mut JobRecord) -> Result<(), StoreError> {
+        record.holds_unique = false;
+        let Some(content) = record.content.clone() else {
+            return Ok(());
+        };
+        let birth = QueueNumber(record.id.birth().queue);
+        let (Some(unique), Some(queue)) = (content.unique.as_deref(), self.queues.get(&birth))
+        else {
+            return Ok(());
+        };
+        let state = match record.state {
+            JobState::Leased => JobState::Ready,
+            state => state,
+        };
+        if !is_held(unique.until, state, record.attempt) {
+            return Ok(());
+        }
+        let named = Named {
+            namespace: &queue.namespace,
+            queue: &queue.name,
+            kind: &content.kind,
+            payload: &content.payload,
+        };
+        let key = UniqueKey::of(&self.secret, &named, unique);
+        let is_known = self.table.read(&Key::unique(&key))?.is_some();
+        if is_known || !self.unwritten_locks.insert(key) {
+            record.attempt = record.attempt.max(1);
+            return Ok(());
+        }
+        record.holds_unique = state == JobState::Dead;
+        let lock = UniqueRecord {
+            job: record.id,
+            ends_at: None,
+        };
+        self.changes.push(Change::PutUnique(key, lock));
+        Ok(())
     }
 
     /// The queue of a job; one whose record is gone gets a name that says so.
@@ -250,6 +307,7 @@ impl Builder {
 
     fn write(&mut self) -> Result<(), StoreError> {
         self.unwritten.clear();
+        self.unwritten_locks.clear();
         let group = Group {
             number: GROUP,
             changes: std::mem::take(&mut self.changes),

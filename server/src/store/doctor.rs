@@ -5,16 +5,18 @@
 //! and nothing is held in memory that grows with the backlog. What can be saved of a damaged
 //! store is `salvage.rs`'s business.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use ganger_engine::{
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        BlobKind, Entry, HeadRecord, JobRecord, LeaseRecord, LeftRun, PartKey, Place,
-        ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob, Timer, TimerKind,
+        BlobKind, Content, Entry, HeadRecord, JobRecord, LeaseRecord, LeftRun, PartKey, Place,
+        ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob, Timer, TimerKind, UniqueKey,
+        UniqueRecord,
     },
+    unique::{Named, is_held, key_of_timer, ttl_timer},
 };
 use ganger_protocol::{DurationMs, JobId, SessionId, Timestamp, job::JobState, response::Counters};
 
@@ -100,6 +102,31 @@ pub fn examine(store: &Store, problems: Vec<StoreError>, progress: &mut dyn FnMu
     examiner.health
 }
 
+/// A job as it stands.
+struct Standing {
+    content: Arc<Content>,
+    state: JobState,
+    attempt: u32,
+}
+
+impl Standing {
+    /// When it expires, while it waits.
+    fn waits_until(&self) -> Option<Timestamp> {
+        let waits = matches!(
+            self.state,
+            JobState::Scheduled | JobState::Blocked | JobState::Ready
+        );
+        self.content.expires_at.filter(|_| waits)
+    }
+
+    /// Its unique key, while it holds it.
+    fn held_key(&self, key_of: impl Fn(&Content) -> Option<UniqueKey>) -> Option<UniqueKey> {
+        let until = self.content.unique.as_deref()?.until;
+        let is_held = is_held(until, self.state, self.attempt);
+        is_held.then(|| key_of(&self.content)).flatten()
+    }
+}
+
 struct Examiner<'a> {
     store: &'a Store,
     progress: &'a mut dyn FnMut(u64),
@@ -137,9 +164,10 @@ impl Examiner<'_> {
         }
         self.each(Prefix::Closed, Self::closed)?;
         self.each(Prefix::Blob, Self::blob)?;
+        self.each(Prefix::Unique, Self::lock)?;
         for later in Prefix::ALL
             .into_iter()
-            .skip_while(|it| *it != Prefix::Unique)
+            .skip_while(|it| *it != Prefix::Batch)
         {
             self.each(later, Self::unknown)?;
         }
@@ -305,6 +333,18 @@ impl Examiner<'_> {
                         self.find(key, format!("the content of job {job} is missing"));
                     }
                     let state = self.state_by_lease(key, &job, None);
+                    let content = match packed.content {
+                        Some(content) => Some(content),
+                        None => self.store.spilled(&job)?,
+                    };
+                    if let Some(content) = content {
+                        let standing = Standing {
+                            content,
+                            state,
+                            attempt: 0,
+                        };
+                        self.promises(key, &job, &standing)?;
+                    }
                     self.count(run_key.lane.queue, state);
                 }
                 Entry::Reference(job) => {
@@ -385,6 +425,19 @@ impl Examiner<'_> {
         if job.content.is_none() && self.store.spilled(&id)?.is_none() {
             self.find(key, "its content is missing");
         }
+        let content = match &job.content {
+            Some(content) => Some(Arc::clone(content)),
+            None => self.store.spilled(&id)?,
+        };
+        if let Some(content) = content {
+            let attempt = job.attempt;
+            let standing = Standing {
+                content,
+                state,
+                attempt,
+            };
+            self.promises(key, &id, &standing)?;
+        }
         let slots = (0..10_u8).map(|at| (job.error_first + at) % 10);
         for (slot, parts) in slots.zip(&job.error_parts) {
             let parts_key = |part| Key::blob(&id, BlobKind::Error(slot), part);
@@ -400,6 +453,97 @@ impl Examiner<'_> {
         }
         self.count(job.queue, state);
         Ok(())
+    }
+
+    /// A job that holds a unique key has its lock, one that may expire its timer.
+    fn promises(&mut self, key: &Key, id: &JobId, job: &Standing) -> Result<(), StoreError> {
+        if let Some(at) = job.waits_until() {
+            let timer = timer_key(TimerKind::Expire, at, id);
+            self.vouched(key, &timer, "the timer of its expiry")?;
+        }
+        if let Some(unique) = job.held_key(|content| self.key_of(id, content))
+            && self.known_lock(&unique)?.map(|lock| lock.job) != Some(*id)
+        {
+            self.find(key, "it does not hold its unique key");
+        }
+        Ok(())
+    }
+
+    fn key_of(&self, id: &JobId, content: &Content) -> Option<UniqueKey> {
+        let unique = content.unique.as_deref()?;
+        let queue = self.queues.get(&QueueNumber(id.birth().queue))?;
+        let named = Named {
+            namespace: &queue.namespace,
+            queue: &queue.name,
+            kind: &content.kind,
+            payload: &content.payload,
+        };
+        Some(UniqueKey::of(&self.store.secret(), &named, unique))
+    }
+
+    /// The lock of a unique key; a damaged one is found where it lies.
+    fn known_lock(&self, key: &UniqueKey) -> Result<Option<UniqueRecord>, StoreError> {
+        match self.store.lock_of(key) {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            lock => lock,
+        }
+    }
+
+    fn lock(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let unique = key.to_unique().ok_or_else(|| bad_key(key))?;
+        let lock = records::lock(body).map_err(damaged(key))?;
+        match lock.ends_at {
+            Some(at) => {
+                let timer = Key::timer(&ttl_timer(unique, at));
+                self.vouched(key, &timer, "the timer of its end")
+            }
+            None => {
+                let job = self.standing(&lock.job)?;
+                let held =
+                    job.and_then(|job| job.held_key(|content| self.key_of(&lock.job, content)));
+                if held != Some(unique) {
+                    self.find(key, format!("job {} does not hold this key", lock.job));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// How a job stands that is kept, its content read; damage is found where it lies.
+    fn standing(&self, id: &JobId) -> Result<Option<Standing>, StoreError> {
+        let lease = self.leases.get(id).map(|(_, lease)| lease.lease);
+        let stored = match self.store.stored_job(id, true) {
+            Err(StoreError::Damaged { .. }) => None,
+            stored => stored?,
+        };
+        let (content, state, attempt) = match stored {
+            Some(StoredJob::Record(job)) => {
+                let lives = lease.is_some_and(|lease| job.settled_lease < lease);
+                let state = match job.state {
+                    JobState::Ready if lives => JobState::Leased,
+                    state => state,
+                };
+                (job.content, state, job.attempt)
+            }
+            Some(StoredJob::Packed { job, .. }) => {
+                let place = Place::of_birth(id);
+                let left = self.left.get(&place.run);
+                if left.is_some_and(|left| left.left.contains(place.index)) {
+                    return Ok(None);
+                }
+                let state = match lease {
+                    Some(_) => JobState::Leased,
+                    None => JobState::Ready,
+                };
+                (job.content, state, 0)
+            }
+            None => return Ok(None),
+        };
+        Ok(content.map(|content| Standing {
+            content,
+            state,
+            attempt,
+        }))
     }
 
     /// The value of a row that was seen a moment ago.
@@ -463,10 +607,14 @@ impl Examiner<'_> {
                 self.watched.insert(ProducerNumber(number));
                 self.producers.contains(&ProducerNumber(number))
             }
-            TimerKind::Expire
-            | TimerKind::UniqueTtl
-            | TimerKind::BatchDeadline
-            | TimerKind::PauseEnd => false,
+            TimerKind::Expire => self
+                .standing(&job)?
+                .is_some_and(|job| job.waits_until() == Some(timer.at)),
+            TimerKind::UniqueTtl => {
+                let lock = self.known_lock(&key_of_timer(&timer))?;
+                lock.is_some_and(|lock| lock.ends_at == Some(timer.at))
+            }
+            TimerKind::BatchDeadline | TimerKind::PauseEnd => false,
         };
         if !is_right {
             self.find(key, "nothing waits for it");

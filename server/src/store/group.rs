@@ -144,6 +144,10 @@ impl Encoder {
                     Effect::DeletePrefix,
                 );
             }
+            Change::PutUnique(key, lock) => {
+                self.put(Key::unique(key), |out| records::put_lock(out, lock))?;
+            }
+            Change::DeleteUnique(key) => self.delete(Key::unique(key)),
             Change::PutQueue(queue) => {
                 self.put(Key::queue(queue.number), |out| {
                     records::put_queue(out, queue);

@@ -8,6 +8,7 @@ use std::fmt;
 
 use ganger_engine::records::{
     BlobKind, Closed, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer, TimerKind,
+    UniqueKey,
 };
 use ganger_protocol::{JobId, SessionId, Timestamp, job::JobState};
 
@@ -39,7 +40,7 @@ pub enum Prefix {
     Queue = 0x18,
     /// job id · what u8 · part u16.
     Blob = 0x19,
-    /// For later: digest of namespace and unique key.
+    /// digest of namespace and unique key.
     Unique = 0x20,
     /// For later: batch u64.
     Batch = 0x21,
@@ -314,9 +315,9 @@ impl Key {
             .with(&part.to_be_bytes())
     }
 
-    /// For later: a unique key.
-    pub fn unique(digest: &Digest) -> Self {
-        Self::of(Prefix::Unique).with(digest)
+    /// A unique key.
+    pub fn unique(key: &UniqueKey) -> Self {
+        Self::of(Prefix::Unique).with(&key.0)
     }
 
     /// For later: a batch.
@@ -367,6 +368,13 @@ impl Key {
             position: take_u64(&mut rest)?,
         };
         rest.is_empty().then_some(run)
+    }
+
+    /// What a key of a lock names.
+    pub fn to_unique(&self) -> Option<UniqueKey> {
+        let mut rest = self.rest(Prefix::Unique)?;
+        let key = UniqueKey(take(&mut rest)?);
+        rest.is_empty().then_some(key)
     }
 
     /// What a key of acks or leases names.

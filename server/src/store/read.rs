@@ -10,7 +10,7 @@ use ganger_engine::{
     facts::{Fact, HeadEntry, HeadRow, Heads, Need},
     records::{
         BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, Place, ProducerNumber,
-        QueueNumber, RunKey, StoredJob, Timer,
+        QueueNumber, RunKey, StoredJob, Timer, UniqueKey, UniqueRecord,
     },
 };
 use ganger_protocol::{
@@ -77,6 +77,8 @@ impl Store {
                     .map(|(_, body)| records::outcome(producer, &body).map_err(damaged(&key(0))));
                 outcome.transpose().map(Fact::Outcome)
             }
+            Need::Unique(key) => self.lock_of(&key).map(Fact::Unique),
+            Need::Run(run) => self.run_entries(&run).map(Fact::Run),
             Need::OldestDead { queue, max } => {
                 let span = Span::of(Key::closed_jobs(queue, JobState::Dead));
                 let max = usize::try_from(max).unwrap_or(usize::MAX);
@@ -240,6 +242,16 @@ impl Store {
             Ok(Arc::new(content))
         });
         content.transpose()
+    }
+
+    /// The lock of a unique key.
+    pub(super) fn lock_of(&self, key: &UniqueKey) -> Result<Option<UniqueRecord>, StoreError> {
+        let key = Key::unique(key);
+        let Some(value) = self.read_value(&key)? else {
+            return Ok(None);
+        };
+        let (_, body) = self.open_record(&key, &value)?;
+        records::lock(body).map(Some).map_err(damaged(&key))
     }
 
     /// The record of a job.

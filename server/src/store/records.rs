@@ -10,12 +10,12 @@ use bytes::Bytes;
 use ganger_engine::records::{
     Bits, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun,
     OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
-    RunKey, SessionRecord,
+    RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
     DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,
     ids::Tag,
-    job::{DeadReason, Headers, JobError, JobState, OnConflict, Unique, UniqueUntil},
+    job::{DeadReason, Headers, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
     retry::Curve,
 };
@@ -345,8 +345,23 @@ fn tags(reader: &mut Reader<'_>) -> Result<Vec<Tag>, Malformed> {
     (0..reader.count()?).map(|_| reader.parsed()).collect()
 }
 
+/// The fields that a unique key is derived from; none: it is named.
+const OF: [(UniqueOf, u8); 3] = [
+    (UniqueOf::Queue, 1),
+    (UniqueOf::Kind, 1 << 1),
+    (UniqueOf::Payload, 1 << 2),
+];
+
 fn put_unique(out: &mut Vec<u8>, unique: &Unique) {
-    put_bytes(out, unique.key.as_str().as_bytes());
+    let of = OF
+        .iter()
+        .filter(|(field, _)| unique.of.contains(field))
+        .fold(0, |sum, (_, bit)| sum | bit);
+    out.push(of);
+    if of == 0 {
+        let key = unique.key.as_ref().map_or("", Tag::as_str);
+        put_bytes(out, key.as_bytes());
+    }
     out.push(match unique.until {
         UniqueUntil::Start => 1,
         UniqueUntil::Success => 2,
@@ -362,8 +377,14 @@ fn put_unique(out: &mut Vec<u8>, unique: &Unique) {
 }
 
 fn unique(reader: &mut Reader<'_>) -> Result<Unique, Malformed> {
+    let bits = reader.u8()?;
+    let of = OF.iter().filter(|(_, bit)| bits & bit != 0);
     Ok(Unique {
-        key: reader.parsed()?,
+        of: of.map(|(field, _)| *field).collect(),
+        key: match bits {
+            0 => Some(reader.parsed()?),
+            _ => None,
+        },
         until: match reader.u8()? {
             1 => UniqueUntil::Start,
             2 => UniqueUntil::Success,
@@ -700,6 +721,26 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
     Ok(job)
 }
 
+/// Appends the lock of a unique key.
+pub fn put_lock(out: &mut Vec<u8>, lock: &UniqueRecord) {
+    out.extend_from_slice(lock.job.as_bytes());
+    put_optional(out, lock.ends_at.map(|at| at.0));
+}
+
+/// Reads the lock of a unique key.
+///
+/// # Errors
+/// [`Malformed`] when it is not one.
+pub fn lock(body: &[u8]) -> Result<UniqueRecord, Malformed> {
+    let mut reader = Reader(body);
+    let lock = UniqueRecord {
+        job: job_id(&mut reader)?,
+        ends_at: optional(&mut reader)?.map(Timestamp),
+    };
+    reader.end()?;
+    Ok(lock)
+}
+
 /// Appends rows of acks.
 pub fn put_acks(out: &mut Vec<u8>, rows: &[LeftRun]) {
     put_varint(out, rows.len() as u64);
@@ -852,6 +893,13 @@ pub fn put_outcome(out: &mut Vec<u8>, outcome: &OutcomeRecord) {
                 out.extend_from_slice(first.as_bytes());
                 out.push(*count);
             }
+            OutcomeRange::Existing {
+                holder,
+                is_replaced,
+            } => {
+                out.push(if *is_replaced { 4 } else { 3 });
+                out.extend_from_slice(holder.as_bytes());
+            }
             OutcomeRange::Refused {
                 code,
                 field,
@@ -884,6 +932,10 @@ pub fn outcome(producer: ProducerNumber, body: &[u8]) -> Result<OutcomeRecord, M
                 code: reader.u8()?,
                 field: reader.text()?.to_owned(),
                 message: reader.text()?.to_owned(),
+            }),
+            form @ (3 | 4) => Ok(OutcomeRange::Existing {
+                holder: job_id(&mut reader)?,
+                is_replaced: form == 4,
             }),
             _ => Err(Malformed("an outcome is of no known form")),
         })

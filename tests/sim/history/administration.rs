@@ -1,8 +1,8 @@
 //! Pauses, and what is done to dead jobs.
 
 use ganger_protocol::{
-    JobId,
     job::{DeadReason, JobState, JobView},
+    response::CountReply,
 };
 
 use super::{Checked, Doubt, History, Last, Over, Pause, Presence, payload};
@@ -56,6 +56,8 @@ impl History {
     pub fn dead_applied(&mut self, jobs: &[usize], is_purge: bool, group: u64) -> u64 {
         let operation = self.operation();
         for job in jobs {
+            // A revival takes the key again.
+            self.jobs[*job].keyless = None;
             self.jobs[*job].doubts.push(Doubt {
                 operation,
                 group,
@@ -75,7 +77,7 @@ impl History {
     pub fn dead_told(
         &mut self,
         jobs: &[(usize, bool)],
-        not_found: &[JobId],
+        reply: &CountReply,
         is_purge: bool,
         operation: u64,
         group: u64,
@@ -84,11 +86,15 @@ impl History {
         for (token, was_dead) in jobs {
             let job = &mut self.jobs[*token];
             job.doubts.retain(|doubt| doubt.operation != operation);
-            let is_found = job.id.is_some_and(|id| !not_found.contains(&id));
+            let is_found = job.id.is_some_and(|id| !reply.not_found.contains(&id));
+            let is_kept = job.id.is_some_and(|id| reply.conflicts.contains(&id));
+            if is_kept && job.unique.is_none() && job.expires_at.is_none() {
+                return Err(format!("dead job {token} was not revived for nothing"));
+            }
             if *was_dead && !is_found {
                 return Err(format!("I1: job {token} is dead and was not found"));
             }
-            if !is_found {
+            if !is_found || is_kept {
                 continue;
             }
             is_any = true;
@@ -124,6 +130,7 @@ impl History {
             Some(_) => Presence::Gone,
             None if facts.doubts.iter().any(|doubt| doubt.may_end) => Presence::Either,
             None if !self.is_in_effect(facts.push) => Presence::Either,
+            None if self.may_have_expired(job) => Presence::Either,
             None => Presence::There,
         }
     }

@@ -44,6 +44,7 @@ impl History {
         for token in &self.live {
             let job = &mut self.jobs[*token];
             job.doubts.retain(|doubt| doubt.group <= group);
+            job.keyless = None;
             job.last = match job.last {
                 Last::Granted { .. } => Last::Unknown,
                 // Its push was not answered, perhaps nor was a fetch that got it.
@@ -162,7 +163,11 @@ impl History {
             _ if attempt == 0 => Last::Nothing,
             _ => Last::Idle { attempt, failures },
         };
-        if view.state == JobState::Ready && attempt == 0 && !job.was_delayed {
+        if view.state == JobState::Ready
+            && attempt == 0
+            && !job.was_delayed
+            && job.expires_at.is_none()
+        {
             let order = self.pushes[job.push]
                 .applied
                 .first()

@@ -2,7 +2,7 @@
 
 use ganger_protocol::{
     LeaseId, SessionId,
-    job::{GrantedJob, JobState},
+    job::{GrantedJob, JobState, UniqueUntil},
     response::LeaseResult,
 };
 
@@ -74,6 +74,10 @@ impl History {
                 "I4: job {token} is {over:?} and granted by lease {}",
                 job.lease
             ));
+        }
+        let expires_at = facts.expires_at.filter(|_| self.is_steady);
+        if expires_at.is_some_and(|at| at <= fetch.asked_wall) {
+            return Err(format!("expired job {token} was granted: {facts:?}"));
         }
         if job.timeout_ms.0 != facts.timeout_ms {
             return Err(format!("job {token} has timeout {}", job.timeout_ms));
@@ -181,6 +185,9 @@ impl History {
                 failures: job.failures,
             };
             facts.not_before = None;
+            if matches!(facts.unique, Some((_, UniqueUntil::Start))) {
+                facts.keyless.get_or_insert(self.order);
+            }
         }
         facts.leases.push(job.lease.0);
         facts.leases.sort_unstable();
@@ -457,6 +464,13 @@ impl History {
         }
         if is_latest {
             job.last = last;
+            let is_dead = matches!(last, Last::Dead { .. });
+            if is_dead
+                && job.doubts.is_empty()
+                && !matches!(job.unique, Some((_, UniqueUntil::Success)))
+            {
+                job.keyless = Some(self.order);
+            }
             job.not_before = expected_at.map(|at| (at, asked.stretch));
         }
         Ok(())
@@ -464,6 +478,7 @@ impl History {
 
     pub(super) fn end(&mut self, token: usize, over: Over) {
         self.jobs[token].over = Some(over);
+        self.jobs[token].keyless.get_or_insert(self.order);
         self.live.remove(&token);
     }
 

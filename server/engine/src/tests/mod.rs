@@ -1,6 +1,7 @@
 //! What the engine does, told as a specification: one behaviour a test, over a store in memory.
 
 mod dead;
+mod expiry;
 mod fetching;
 mod leases;
 mod order;
@@ -8,3 +9,4 @@ mod producers;
 mod retries;
 mod sessions;
 mod storage;
+mod unique;

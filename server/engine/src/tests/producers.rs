@@ -18,6 +18,7 @@ fn push(world: &mut World, seq: u64, jobs: Vec<JobSpec>) -> Result<Vec<PushResul
     let push = Push {
         jobs,
         atomic: false,
+        spread_ms: None,
         seq: Some(seq),
     };
     let results = world.push_as(Some(PRODUCER), push);
@@ -153,6 +154,7 @@ fn an_atomic_push_is_all_or_nothing() {
         let push = Push {
             jobs,
             atomic: true,
+            spread_ms: None,
             seq: None,
         };
         world.push_as(None, push)
@@ -169,6 +171,7 @@ fn one_refused_job_refuses_no_neighbour() {
     let push = Push {
         jobs: mixed(),
         atomic: false,
+        spread_ms: None,
         seq: None,
     };
     let results = world.push_as(None, push).unwrap();
@@ -187,6 +190,7 @@ fn queues_and_namespaces_are_made_up_to_their_limits() {
         let push = Push {
             jobs: vec![job(queue)],
             atomic: false,
+            spread_ms: None,
             seq: None,
         };
         let result = world.push_as(None, push).unwrap().remove(0);
@@ -210,6 +214,7 @@ fn a_push_is_answered_only_by_its_own_group() {
         ganger_protocol::request::Operation::Push(Push {
             jobs: vec![job("a")],
             atomic: false,
+            spread_ms: None,
             seq: None,
         }),
     );

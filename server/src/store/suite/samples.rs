@@ -11,7 +11,7 @@ use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
     Timestamp,
     ids::Tag,
-    job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueUntil},
+    job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
     retry::Curve,
 };
@@ -137,7 +137,11 @@ pub(super) fn policy() -> impl Strategy<Value = RetryPolicy> {
 
 fn unique() -> impl Strategy<Value = Unique> {
     (
-        name::<Tag>(),
+        prop::option::of(name::<Tag>()),
+        prop::sample::subsequence(
+            vec![UniqueOf::Queue, UniqueOf::Kind, UniqueOf::Payload],
+            1..=3,
+        ),
         prop::sample::select(vec![
             UniqueUntil::Start,
             UniqueUntil::Success,
@@ -151,7 +155,11 @@ fn unique() -> impl Strategy<Value = Unique> {
             OnConflict::Replace,
         ]),
     )
-        .prop_map(|(key, until, ttl_ms, on_conflict)| Unique {
+        .prop_map(|(key, of, until, ttl_ms, on_conflict)| Unique {
+            of: match key {
+                Some(_) => Vec::new(),
+                None => of,
+            },
             key,
             until,
             ttl_ms,
@@ -355,6 +363,10 @@ pub(super) fn any_outcome() -> impl Strategy<Value = OutcomeRecord> {
     let range = prop_oneof![
         (any_job_id(), any::<u8>())
             .prop_map(|(first, count)| OutcomeRange::Pushed { first, count }),
+        (any_job_id(), any::<bool>()).prop_map(|(holder, is_replaced)| OutcomeRange::Existing {
+            holder,
+            is_replaced,
+        }),
         (any::<u8>(), "[ -~]{0,40}", "[ -~]{0,256}").prop_map(|(code, field, message)| {
             OutcomeRange::Refused {
                 code,

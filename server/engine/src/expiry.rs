@@ -1,0 +1,155 @@
+//! Expiry: a job that still waits at its `expires_at` is not granted any more.
+//!
+//! Every waiting job with an `expires_at` has a timer; a grant takes it away, and whatever brings
+//! the job back to waiting sets it again, so a leased job does not expire. A grant that comes
+//! before the timer looks by itself. Taking a job out of where it waits is here, too.
+
+use ganger_protocol::{JobId, Timestamp, job::JobState};
+
+use crate::{
+    Engine,
+    command::Now,
+    facts::{Fact, Facts, Need},
+    records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
+    window::{Head, HeadJob},
+};
+
+impl Engine {
+    /// What must be read before a waiting job can be taken out of where it waits: the job, and
+    /// the size of the run that it stands in.
+    pub(crate) fn needs_to_withdraw(&self, job: JobId, facts: &Facts) -> Vec<Need> {
+        let Some(need) = self.need_of_job(job, true) else {
+            return Vec::new();
+        };
+        let place = match facts.find(&need) {
+            Some(Fact::Job(Some(StoredJob::Record(record)))) => record.place,
+            Some(_) | None => None,
+        };
+        let is_unknown = |place: &Place| {
+            !self.runs.contains_key(&place.run) && !self.group.runs.contains_key(&place.run)
+        };
+        let run = place.filter(is_unknown).map(|place| Need::Run(place.run));
+        [need].into_iter().chain(run).collect()
+    }
+
+    /// A job that waits for its time or for a worker.
+    pub(crate) fn waiting(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
+        let record = self.lookup(job, facts)?;
+        let waits = matches!(record.state, JobState::Scheduled | JobState::Ready)
+            && self.leases.find(&job).is_none();
+        waits.then_some(record)
+    }
+
+    /// Takes a waiting job out of where it waits. What becomes of it, the caller says.
+    pub(crate) fn withdraw(&mut self, now: Now, record: &JobRecord, facts: &Facts) {
+        if let (JobState::Scheduled, Some(at)) = (record.state, record.run_at) {
+            self.unset_timer(crate::group::due(record.id, at));
+        }
+        let Some(place) = record.place else { return };
+        if let Some(entries) = self.unknown_entries(record.id, &place, facts) {
+            self.runs.entry(place.run).or_default().entries = entries;
+        }
+        if self.queues.take(&place).is_some()
+            && let Some(run) = self.runs.get_mut(&place.run)
+        {
+            run.heads -= 1;
+        }
+        self.leave(place.run, place.index);
+        self.watch_straggler(place.run, now.mono);
+    }
+
+    /// The entries of the run that a job stands in, when the engine does not know that run yet.
+    fn unknown_entries(&self, job: JobId, place: &Place, facts: &Facts) -> Option<u8> {
+        if self.runs.contains_key(&place.run) {
+            return None;
+        }
+        if let Some(open) = self.group.runs.get(&place.run) {
+            return u8::try_from(open.entries.len()).ok();
+        }
+        if let Some(Fact::Run(entries)) = facts.find(&Need::Run(place.run)) {
+            return *entries;
+        }
+        match self.stored(job, facts) {
+            Some(StoredJob::Packed { run_entries, .. }) => Some(*run_entries),
+            Some(StoredJob::Record(_)) | None => None,
+        }
+    }
+
+    /// The timer of a job's expiry is due; the job, when it has expired by it.
+    pub(crate) fn fire_expiry(&mut self, now: Now, timer: &Timer, facts: &Facts) {
+        let Some(record) = self.waiting(JobId::from_bytes(timer.id), facts) else {
+            return;
+        };
+        if expiry_of(&record) == Some(timer.at) {
+            self.withdraw(now, &record, facts);
+            self.close_as_expired(&record);
+        }
+    }
+
+    /// The highest priority of a queue that has a head at hand, none above it being unread. Heads
+    /// whose time has passed expire on the way.
+    pub(crate) fn first_window(&mut self, now: Now, number: QueueNumber) -> Option<u8> {
+        loop {
+            let queue = self.queues.find(number)?;
+            let (priority, window) = queue.windows().find(|(_, window)| !window.is_idle())?;
+            match window.heads.front() {
+                None => return None,
+                Some(head) if !head.is_expired(now.wall) => return Some(priority),
+                Some(_) => {
+                    let head = self.queues.pop(number, priority)?;
+                    self.expire_head(now, head);
+                }
+            }
+        }
+    }
+
+    /// A head that was taken out of its window has expired.
+    fn expire_head(&mut self, now: Now, head: Head) {
+        let Head { place, id, job, .. } = head;
+        if let Some(run) = self.runs.get_mut(&place.run) {
+            run.heads -= 1;
+        }
+        self.leave(place.run, place.index);
+        self.watch_straggler(place.run, now.mono);
+        let record = match job {
+            HeadJob::Packed(packed) => Box::new(JobRecord::fresh(id, place, packed)),
+            HeadJob::Record(record) => record,
+        };
+        self.close_as_expired(&record);
+    }
+
+    /// A waiting job, taken out of where it waited, has expired: nothing of it is kept.
+    fn close_as_expired(&mut self, record: &JobRecord) {
+        self.count(record.queue, Some(record.state), Some(JobState::Expired));
+        self.pass_key(record, record.state, Some(JobState::Expired));
+        self.unwatch_expiry(record.id, expiry_of(record));
+        self.group.delete_job(record);
+    }
+
+    /// A job waits: it may expire.
+    pub(crate) fn watch_expiry(&mut self, job: JobId, expires_at: Option<Timestamp>) {
+        if let Some(at) = expires_at {
+            self.set_timer(expiry_timer(job, at));
+        }
+    }
+
+    /// A job does not wait any more.
+    pub(crate) fn unwatch_expiry(&mut self, job: JobId, expires_at: Option<Timestamp>) {
+        if let Some(at) = expires_at {
+            self.unset_timer(expiry_timer(job, at));
+        }
+    }
+}
+
+/// When a job expires, as far as its content was read.
+pub(crate) fn expiry_of(record: &JobRecord) -> Option<Timestamp> {
+    record.content.as_ref()?.expires_at
+}
+
+fn expiry_timer(job: JobId, at: Timestamp) -> Timer {
+    Timer {
+        at,
+        what: TimerKind::Expire,
+        id: *job.as_bytes(),
+    }
+}
