@@ -7,8 +7,9 @@ use std::sync::Arc;
 use ganger_protocol::{JobId, SessionId, job::JobError};
 
 use crate::records::{
-    BlobKind, Closed, Content, GroupNumber, HeadRecord, JobRecord, LeaseRecord, LeftRun,
-    OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey, SessionRecord, Timer,
+    BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord, JobRecord,
+    LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey,
+    SessionRecord, Timer,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -45,6 +46,8 @@ pub enum Change {
     /// All slots of a producer.
     DeleteOutcomes(ProducerNumber),
     PutQueue(Box<QueueRecord>),
+    PutCron(Box<CronRecord>),
+    DeleteCron(CronNumber),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// So many parts of a blob, whether they exist or not.

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use ganger_protocol::{JobId, Timestamp, job::JobError};
 
 use crate::records::{
-    Closed, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
-    Place, ProducerNumber, QueueNumber, QueueRecord, SessionRecord, StoredJob, Timer,
+    Closed, CronRecord, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord,
+    PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, SessionRecord, StoredJob,
+    Timer,
 };
 
 /// Something to read.
@@ -147,6 +148,8 @@ pub struct Recovered {
     pub head: Option<HeadRecord>,
     /// Every queue.
     pub queues: Vec<QueueRecord>,
+    /// Every cron entry.
+    pub crons: Vec<CronRecord>,
     /// Every session.
     pub sessions: Vec<SessionRecord>,
     /// Entries that left runs, by the group that said so; only rows of runs that still exist. A

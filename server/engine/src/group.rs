@@ -17,9 +17,9 @@ use ganger_protocol::{
 use crate::{
     change::Change,
     records::{
-        Bits, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, LeaseRecord, LeftRun,
-        OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, RUN_BYTES_MAX,
-        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer,
+        Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord, Lane,
+        LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
+        QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer,
     },
 };
 
@@ -58,6 +58,8 @@ pub(crate) struct OpenGroup {
     pub(crate) outcomes: BTreeMap<(ProducerNumber, u8), Box<OutcomeRecord>>,
     forgotten: Vec<ProducerNumber>,
     pub(crate) queues: BTreeSet<QueueNumber>,
+    /// Entries that changed, or are gone.
+    pub(crate) crons: BTreeSet<CronNumber>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -241,6 +243,14 @@ impl OpenGroup {
     /// Whether this group forgets what the store has of a producer.
     pub(crate) fn forgets(&self, producer: ProducerNumber) -> bool {
         self.forgotten.contains(&producer)
+    }
+
+    /// The record of a cron entry of about so many bytes is to be written, or deleted.
+    pub(crate) fn touch_cron(&mut self, cron: CronNumber, bytes: usize) {
+        if self.crons.insert(cron) {
+            self.operations += 1;
+            self.bytes += 512 + bytes;
+        }
     }
 
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {

@@ -169,12 +169,14 @@ impl Engine {
                 self.group.set_closed(closed_row(&record), true);
                 self.set_timer(retention_timer(record.id, self.retention_end(&record)));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
+                self.job_is_over(now, record.id);
                 self.group.put_job(record);
                 self.watch_dead(queue);
             }
             Next::Deleted => {
                 self.count(queue, Some(JobState::Leased), None);
                 self.group.delete_job(&record);
+                self.job_is_over(now, record.id);
             }
         }
     }

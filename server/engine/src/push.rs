@@ -83,7 +83,7 @@ impl Engine {
         let mut touched = Vec::new();
         let mut results = Vec::with_capacity(push.jobs.len());
         for job in push.jobs {
-            let result = self.push_job(now, origin, job);
+            let result = self.push_job(now, &origin.namespace, job);
             if let Ok(id) = &result {
                 let queue = QueueNumber(id.birth().queue);
                 if !touched.contains(&queue) {
@@ -101,9 +101,15 @@ impl Engine {
         Ok(ReplyBody::Push(PushReply { results }))
     }
 
-    fn push_job(&mut self, now: Now, origin: &Origin, spec: JobSpec) -> Result<JobId, WireError> {
+    /// Adds one job.
+    pub(crate) fn push_job(
+        &mut self,
+        now: Now,
+        namespace: &NamespaceName,
+        spec: JobSpec,
+    ) -> Result<JobId, WireError> {
         spec.check(&self.options.limits)?;
-        let queue = self.queue_for_push(&origin.namespace, &spec.queue)?;
+        let queue = self.queue_for_push(namespace, &spec.queue)?;
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let lane = Lane {
             queue,
@@ -207,7 +213,7 @@ impl Engine {
     }
 
     /// The queue of this name, made when it does not exist.
-    fn queue_for_push(
+    pub(crate) fn queue_for_push(
         &mut self,
         namespace: &NamespaceName,
         name: &QueueName,

@@ -30,10 +30,10 @@ use crate::{
     },
     facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease},
     records::{
-        BlobKind, Closed, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-        LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
-        QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer,
-        TimerKind, blob_parts,
+        BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber, HeadRecord,
+        JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place,
+        ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey,
+        SessionRecord, StoredJob, Timer, TimerKind, blob_parts,
     },
 };
 
@@ -59,6 +59,7 @@ pub(crate) struct Store {
     sessions: BTreeMap<SessionId, SessionRecord>,
     outcomes: BTreeMap<(ProducerNumber, u8), OutcomeRecord>,
     queues: BTreeMap<QueueNumber, QueueRecord>,
+    crons: BTreeMap<CronNumber, CronRecord>,
     blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
 }
 
@@ -148,6 +149,12 @@ impl Store {
             }
             Change::PutQueue(record) => {
                 self.queues.insert(record.number, *record);
+            }
+            Change::PutCron(record) => {
+                self.crons.insert(record.number, *record);
+            }
+            Change::DeleteCron(number) => {
+                self.crons.remove(&number);
             }
             Change::PutContent(job, content) => {
                 let parts = blob_parts(content.bound_bytes());
@@ -337,6 +344,7 @@ impl Store {
             group: self.group,
             head: self.head,
             queues: self.queues.values().cloned().collect(),
+            crons: self.crons.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),
             acks: acks.collect(),
             leases: leases.collect(),

@@ -87,6 +87,7 @@ impl Engine {
                 let is_known = self.producers.find(producer).is_some();
                 (!is_known).then_some(Need::Producer(producer))
             }
+            TimerKind::Cron => self.need_of_cron(timer),
             TimerKind::Expire
             | TimerKind::UniqueTtl
             | TimerKind::BatchDeadline
@@ -164,6 +165,7 @@ impl Engine {
                 self.look_at_producer(now, producer_of(&timer), facts);
                 None
             }
+            TimerKind::Cron => self.fire_cron(now, &timer, facts),
             TimerKind::Expire
             | TimerKind::UniqueTtl
             | TimerKind::BatchDeadline
