@@ -139,11 +139,18 @@ impl Verb {
             Operation::JobGet(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
+            | Operation::CronList(_)
+            | Operation::CronShow(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::CronSet(_)
+            | Operation::CronDelete(_)
+            | Operation::CronPause(_)
+            | Operation::CronResume(_)
+            | Operation::CronRun(_)
             | Operation::Backup(_) => Some(Self::Admin),
         }
     }
@@ -507,7 +514,16 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         Operation::QueueList(list) => {
             Some(list.pattern.clone().unwrap_or_else(all)).filter(missing)
         }
-        Operation::JobGet(_) | Operation::Stats(_) => Some(all()).filter(missing),
+        // An entry that exists may push to any queue, whatever is asked of it.
+        Operation::CronSet(_)
+        | Operation::CronDelete(_)
+        | Operation::CronList(_)
+        | Operation::CronShow(_)
+        | Operation::CronPause(_)
+        | Operation::CronResume(_)
+        | Operation::CronRun(_)
+        | Operation::JobGet(_)
+        | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)
         | Operation::Ack(_)
         | Operation::Fail(_)
@@ -753,6 +769,11 @@ mod tests {
             queues: vec![queue(name)],
         };
         let pattern = Some(name.parse().unwrap());
+        let cron = || "nightly".parse().unwrap();
+        let set = CronSet::new(cron(), job.clone());
+        let crons = CronNames {
+            names: vec![cron()],
+        };
         vec![
             (
                 Operation::Push(Push {
@@ -777,6 +798,25 @@ mod tests {
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(names.clone()), Verb::Admin),
             (Operation::QueueResume(names), Verb::Admin),
+            (Operation::CronSet(set), Verb::Admin),
+            (Operation::CronDelete(crons.clone()), Verb::Admin),
+            (Operation::CronPause(crons.clone()), Verb::Admin),
+            (Operation::CronResume(crons), Verb::Admin),
+            (Operation::CronRun(CronRun { name: cron() }), Verb::Admin),
+            (
+                Operation::CronList(CronList {
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
+            (
+                Operation::CronShow(CronShow {
+                    name: cron(),
+                    next: 1,
+                }),
+                Verb::Inspect,
+            ),
             (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
