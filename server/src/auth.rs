@@ -706,9 +706,10 @@ fn mac(key: &[u8; SECRET_BYTES], parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
 mod tests {
     use ganger_protocol::{
         JobId, JobSpec, LeaseId, QueueName,
+        cron::CronSet,
         request::{
-            Ack, AckItem, Backup, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat,
-            JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect, Extend,
+            Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 

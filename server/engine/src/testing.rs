@@ -618,7 +618,7 @@ impl World {
         self.engine.apply(self.now, command, &facts);
     }
 
-    fn ask(
+    pub(crate) fn ask(
         &mut self,
         session: Option<SessionId>,
         operation: Operation,

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Appends a cron entry; its number stands in its key.
-pub fn put_cron(out: &mut Vec<u8>, cron: &CronRecord) {
+pub(super) fn put_cron(out: &mut Vec<u8>, cron: &CronRecord) {
     put_bytes(out, cron.namespace.as_str().as_bytes());
     put_bytes(out, cron.name.as_str().as_bytes());
     match &cron.times {
@@ -67,7 +67,7 @@ pub fn put_cron(out: &mut Vec<u8>, cron: &CronRecord) {
 ///
 /// # Errors
 /// [`Malformed`] when it is not one.
-pub fn cron(number: CronNumber, body: &[u8]) -> Result<CronRecord, Malformed> {
+pub(super) fn cron(number: CronNumber, body: &[u8]) -> Result<CronRecord, Malformed> {
     let mut reader = Reader(body);
     let reader = &mut reader;
     let (namespace, name) = (reader.parsed()?, reader.parsed()?);
