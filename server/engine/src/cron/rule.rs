@@ -276,7 +276,7 @@ mod tests {
         check_refused("60 * * * *", "UTC", "expression", "0..=59");
         check_refused("5-1 * * * *", "UTC", "expression", "ascending");
         check_refused("x * * * *", "UTC", "expression", "MON-FRI");
-        check_refused("H * * * *", "UTC", "expression", "hash");
+        check_refused("H * * * *", "UTC", "expression", "malformed");
         check_refused("@daily", "UTC", "expression", "it has 1 fields");
         check_refused("* * * * *", "Mars/Base", "timezone", "Europe/Berlin");
         check_refused("* * * * *", "", "timezone", "Europe/Berlin");
