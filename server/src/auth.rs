@@ -852,8 +852,8 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session; ids, totals and a backup need all
-        // queues.
+        // What names no queue but a lease is bound to the session; ids, totals, cron entries and a
+        // backup need all queues.
         let bound = ["ack", "fail", "release", "extend", "heartbeat", "goodbye"];
         let for_all = ["job_get", "stats", "backup"];
         for (name, own) in [
@@ -865,7 +865,8 @@ mod tests {
             for (operation, _) in operations(name) {
                 let allowed = authorise(&identity, &operation, &NamespaceName::default()).is_ok();
                 let op = operation.op();
-                let expected = bound.contains(&op) || (own && !for_all.contains(&op));
+                let needs_all = for_all.contains(&op) || op.starts_with("cron_");
+                let expected = bound.contains(&op) || (own && !needs_all);
                 assert_eq!(allowed, expected, "{op} {name}");
             }
         }
