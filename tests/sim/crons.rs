@@ -356,8 +356,9 @@ impl World {
     fn see_cron(&mut self, nth: usize, view: &CronView) -> Checked {
         let entry = &mut self.crons.entries[nth];
         let distance = entry.distances[0];
-        // Before the first time has come the one before it stands for the last.
-        let before = view.next_at.first().map(|at| at.0 - distance);
+        // Before the first time has come the one before it stands for the last, if it stays first.
+        let first = view.next_at.first().filter(|_| entry.is_complete);
+        let before = first.map(|at| at.0 - distance);
         let Some(last) = view.last_at.map(|at| at.0).or(before) else {
             return Ok(());
         };
@@ -465,7 +466,8 @@ impl World {
                 return self.audit_crons();
             }
             if self.crons.held.is_empty() {
-                self.sleep_until_wakeup(60_000);
+                // Well within the ttl of the worker.
+                self.sleep_until_wakeup(5_000);
             }
         }
         Err("I17: the jobs of cron entries do not drain".to_owned())
