@@ -708,8 +708,9 @@ mod tests {
         JobId, JobSpec, LeaseId, QueueName,
         cron::CronSet,
         request::{
-            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect, Extend,
-            Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
+            Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList, QueueNames, Release,
+            Stats,
         },
     };
 

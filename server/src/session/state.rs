@@ -148,9 +148,9 @@ mod tests {
         JobId, JobSpec, LeaseId,
         cron::CronSet,
         request::{
-            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect, Extend,
-            Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push, QueueList, QueueNames, Release,
-            Stats,
+            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
+            Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push, QueueList, QueueNames,
+            Release, Stats,
         },
     };
 
