@@ -609,7 +609,7 @@ impl Examiner<'_> {
     fn compare_digest(&mut self) -> Result<(), StoreError> {
         let kept: Digest = *lock(&self.store.digest);
         if rebuild::add_up(&*self.store.table)? != kept {
-            let what = "a queue, a session or an outcome is missing, left over or changed";
+            let what = "a queue, session, outcome or cron entry is missing, left over or changed";
             self.find(&Key::meta(Meta::Digest), what);
         }
         Ok(())

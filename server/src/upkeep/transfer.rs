@@ -536,7 +536,7 @@ impl Importer<'_> {
         if !shard.crons.insert(names) || !shard.cron_numbers.insert(cron.number) {
             return Err(invalid(
                 at,
-                "a cron entry with this name or number came before",
+                "a cron entry with this name or number comes a second time",
             ));
         }
         shard.take(Told::Cron(Box::new(cron)))?;
