@@ -104,7 +104,7 @@ operations! {
     /// Starts them again.
     QueueResume(QueueNames) = "queue_resume",
     /// Makes or changes a cron entry.
-    CronSet(CronSet) = "cron_set",
+    CronSet(Box<CronSet>) = "cron_set",
     /// Deletes cron entries.
     CronDelete(CronNames) = "cron_delete",
     /// Lists cron entries.

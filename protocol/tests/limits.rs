@@ -550,7 +550,7 @@ fn check_cron(expected: Outcome, change: impl FnOnce(&mut CronSet)) {
     let mut entry = CronSet::new("nightly".parse().unwrap(), job);
     entry.expression = Some("30 4 * * *".to_owned());
     change(&mut entry);
-    check(expected, &Operation::CronSet(entry));
+    check(expected, &Operation::CronSet(Box::new(entry)));
 }
 
 fn every(ms: u64) -> impl FnOnce(&mut CronSet) {
@@ -578,7 +578,7 @@ fn the_times_of_a_cron_entry() {
         let expected = |field| if large { Err((LARGE, field)) } else { Ok(()) };
         let text = Some("x".repeat(length));
         check_cron(expected("expression"), |entry| {
-            entry.expression = text.clone()
+            entry.expression = text.clone();
         });
         check_cron(expected("timezone"), |entry| entry.timezone = text.clone());
     }
@@ -598,7 +598,7 @@ fn the_times_of_a_cron_entry() {
         });
     });
     check_cron(Err((BAD, "misfire_max")), |entry| {
-        entry.misfire_max = Some(1)
+        entry.misfire_max = Some(1);
     });
 }
 
@@ -611,7 +611,7 @@ fn the_job_of_a_cron_entry() {
         entry.job.delay_ms = Some(DurationMs(1));
     });
     check_cron(Err((BAD, "job.priority")), |entry| {
-        entry.job.priority = Some(10)
+        entry.job.priority = Some(10);
     });
     for own in [NAME_HEADER, AT_HEADER] {
         check_cron(Err((BAD, "job.headers")), |entry| {

@@ -320,7 +320,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueuePause(QueueNames { queues })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueueResume(QueueNames { queues })),
-        cron().prop_map(Operation::CronSet),
+        cron().prop_map(|set| Operation::CronSet(Box::new(set))),
         vec(name(), 0..4).prop_map(|names| Operation::CronDelete(CronNames { names })),
         vec(name(), 0..4).prop_map(|names| Operation::CronPause(CronNames { names })),
         vec(name(), 0..4).prop_map(|names| Operation::CronResume(CronNames { names })),

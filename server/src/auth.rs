@@ -800,7 +800,7 @@ mod tests {
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(names.clone()), Verb::Admin),
             (Operation::QueueResume(names), Verb::Admin),
-            (Operation::CronSet(set), Verb::Admin),
+            (Operation::CronSet(Box::new(set)), Verb::Admin),
             (Operation::CronDelete(crons.clone()), Verb::Admin),
             (Operation::CronPause(crons.clone()), Verb::Admin),
             (Operation::CronResume(crons), Verb::Admin),

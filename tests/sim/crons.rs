@@ -147,7 +147,7 @@ impl World {
             &[nth as u64, set.every_ms.unwrap_or_default().0],
         );
         let asked = Asked::Cron(AskedCron::Set(nth));
-        self.request(&from, Operation::CronSet(set), asked)
+        self.request(&from, Operation::CronSet(Box::new(set)), asked)
     }
 
     fn add_cron(&mut self) -> usize {

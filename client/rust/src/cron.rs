@@ -206,7 +206,8 @@ impl Client {
         C: TryInto<CronSet>,
         Error: From<C::Error>,
     {
-        self.read(Operation::CronSet(entry.try_into()?)).await
+        self.read(Operation::CronSet(Box::new(entry.try_into()?)))
+            .await
     }
 
     /// Deletes cron entries; jobs that they have pushed stay. All, or none if one does not exist.

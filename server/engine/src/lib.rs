@@ -381,7 +381,7 @@ impl Engine {
             Operation::QueueList(list) => self.queue_list(&origin, &list),
             Operation::QueuePause(names) => self.pause(&origin, &names)?,
             Operation::QueueResume(names) => self.resume(now, &origin, &names, outcome)?,
-            Operation::CronSet(set) => self.cron_set(now, &origin, set)?,
+            Operation::CronSet(set) => self.cron_set(now, &origin, *set)?,
             Operation::CronDelete(names) => self.cron_delete(&origin, &names)?,
             Operation::CronList(list) => self.cron_list(&origin, &list)?,
             Operation::CronShow(show) => self.cron_show(&origin, &show)?,

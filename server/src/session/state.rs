@@ -201,7 +201,7 @@ mod tests {
             Operation::QueueList(QueueList::default()),
             Operation::QueuePause(QueueNames { queues: vec![] }),
             Operation::QueueResume(QueueNames { queues: vec![] }),
-            Operation::CronSet(CronSet::new("c".parse().unwrap(), job)),
+            Operation::CronSet(Box::new(CronSet::new("c".parse().unwrap(), job))),
             Operation::CronDelete(CronNames { names: vec![] }),
             Operation::CronList(CronList {
                 cursor: None,

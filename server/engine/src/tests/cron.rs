@@ -42,7 +42,7 @@ fn every(ms: u64) -> CronSet {
 }
 
 fn try_set(world: &mut World, set: CronSet) -> Result<CronView, WireError> {
-    match world.ask(None, Operation::CronSet(set))? {
+    match world.ask(None, Operation::CronSet(Box::new(set)))? {
         ReplyBody::Cron(view) => Ok(*view),
         other => panic!("{other:?}"),
     }
