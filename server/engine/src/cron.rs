@@ -473,9 +473,9 @@ impl Engine {
         };
         let mut touched = None;
         for at in times {
-            let queued = self.push_or_leave(now, number, at, is_live);
-            is_live |= queued.is_some();
-            touched = queued.or(touched);
+            let queue = self.push_or_leave(now, number, at, is_live);
+            is_live |= queue.is_some();
+            touched = queue.or(touched);
         }
         let entry = self.crons.entries.get_mut(&number)?;
         entry.record.last_at = Some(latest);
@@ -484,7 +484,8 @@ impl Engine {
         touched
     }
 
-    /// Pushes the job of a nominal time, unless the overlap with the last one forbids it.
+    /// Pushes the job of a nominal time, unless the overlap with the last one forbids it; the queue
+    /// that got it.
     fn push_or_leave(
         &mut self,
         now: Now,

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 use crate::{
     Options,
+    command::Command,
     records::{GroupNumber, INLINE_BYTES_MAX},
     testing::{BEGIN, World, job, small},
 };
@@ -276,6 +277,27 @@ fn a_year_of_missed_seconds_takes_no_longer_than_one() {
     let year = 366 * 24 * 60 * MINUTE;
     be_down(&mut world, DurationMs(year));
     assert_eq!(take(&mut world), [(BEGIN.0 + year) / 1_000 * 1_000]);
+}
+
+#[test]
+fn many_entries_that_missed_much_are_served_in_slices() {
+    let mut world = World::new();
+    for nth in 0..40 {
+        let entry = CronSet {
+            name: name(&format!("e{nth}")),
+            misfire: Misfire::All,
+            misfire_max: Some(100),
+            ..minutely()
+        };
+        set(&mut world, entry);
+    }
+    world.commit();
+    world.now.wall = world.now.wall.plus(DurationMs(200 * MINUTE));
+    world.step(Command::Tick);
+    let (operations, _) = world.engine.open_size();
+    assert!((400..1_000).contains(&operations), "{operations} at once");
+    world.tick();
+    assert_eq!(world.counters("a").pushed, 40 * 100);
 }
 
 fn overlapping(overlap: Overlap) -> World {
