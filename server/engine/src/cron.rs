@@ -194,6 +194,44 @@ impl Entry {
 }
 
 impl CronRecord {
+    /// A new entry, which has no next time yet.
+    fn of(number: CronNumber, namespace: NamespaceName, times: CronTimes, set: CronSet) -> Self {
+        Self {
+            number,
+            namespace,
+            name: set.name,
+            times,
+            misfire: set.misfire,
+            misfire_max: set.misfire_max.unwrap_or(CRON_MISFIRE_DEFAULT),
+            overlap: set.overlap,
+            jitter_ms: set.jitter_ms,
+            paused: set.paused.unwrap_or(false),
+            queue: set.job.queue.clone(),
+            priority: set.job.priority,
+            content: Arc::new(Content::from(set.job)),
+            next_at: None,
+            last_at: None,
+            last_job: None,
+            queued_at: None,
+            pushed: 0,
+            skipped: 0,
+            refused: String::new(),
+        }
+    }
+
+    /// Takes over how far the entry has come that this one replaces, and its pause unless another is
+    /// wanted.
+    fn go_on_from(&mut self, before: &Self, paused: Option<bool>) {
+        self.paused = paused.unwrap_or(before.paused);
+        let is_queued = self.overlap == Overlap::QueueOne && !self.paused;
+        self.queued_at = before.queued_at.filter(|_| is_queued);
+        self.next_at = before.next_at;
+        self.last_at = before.last_at;
+        self.last_job = before.last_job;
+        self.pushed = before.pushed;
+        self.skipped = before.skipped;
+    }
+
     /// The job as it was set.
     fn job(&self) -> JobSpec {
         self.content.to_spec(self.queue.clone(), self.priority)
@@ -229,70 +267,43 @@ impl Engine {
         set: CronSet,
     ) -> Result<ReplyBody, WireError> {
         let (rule, times) = times_of(&set)?;
-        let known = self.crons.named(&origin.namespace, &set.name).ok();
-        let before = known.and_then(|number| self.crons.record(number)).cloned();
+        let before = self.crons.named(&origin.namespace, &set.name).ok();
+        let before = before.and_then(|number| self.crons.record(number)).cloned();
         let last = before.as_ref().and_then(|before| before.last_at);
         let Some(first) = rule.after(now.wall.max(last.unwrap_or_default())) else {
             let message = "none of its times comes within four years";
             return Err(WireError::bad_request("expression", message));
         };
-        let (queue, priority) = (set.job.queue.clone(), set.job.priority);
-        let content = Arc::new(Content::from(set.job));
-        let bytes = content.bound_bytes();
+        let number = match &before {
+            Some(before) => before.number,
+            None => self.new_cron()?,
+        };
+        let (namespace, paused) = (origin.namespace.clone(), set.paused);
+        let mut record = CronRecord::of(number, namespace, times, set);
+        let bytes = record.content.bound_bytes();
         if bytes > INLINE_BYTES_MAX {
             return Err(WireError::too_large("job", INLINE_BYTES_MAX, bytes));
         }
-        if known.is_none() {
-            self.check_room_for_cron()?;
-        }
-        self.queue_for_push(&origin.namespace, &queue)
+        self.queue_for_push(&origin.namespace, &record.queue)
             .map_err(|error| error.within("job"))?;
-        let number = known.unwrap_or_else(|| CronNumber(self.take_number().0));
-        let paused = before.as_ref().is_some_and(|before| before.paused);
-        let paused = set.paused.unwrap_or(paused);
-        let unchanged = before.as_ref().filter(|before| before.times == times);
-        let next_at = unchanged.and_then(|before| before.next_at);
-        let mut record = CronRecord {
-            number,
-            namespace: origin.namespace.clone(),
-            name: set.name,
-            times,
-            misfire: set.misfire,
-            misfire_max: set.misfire_max.unwrap_or(CRON_MISFIRE_DEFAULT),
-            overlap: set.overlap,
-            jitter_ms: set.jitter_ms,
-            paused,
-            queue,
-            priority,
-            content,
-            next_at: None,
-            last_at: None,
-            last_job: None,
-            queued_at: None,
-            pushed: 0,
-            skipped: 0,
-            refused: String::new(),
-        };
+        let mut next_at = Some(first);
         if let Some(before) = before {
-            let is_queued = record.overlap == Overlap::QueueOne && !paused;
-            record.next_at = before.next_at;
-            record.last_at = before.last_at;
-            record.last_job = before.last_job;
-            record.queued_at = before.queued_at.filter(|_| is_queued);
-            record.pushed = before.pushed;
-            record.skipped = before.skipped;
+            let unchanged = before.next_at.filter(|_| before.times == record.times);
+            next_at = unchanged.or(next_at);
+            record.go_on_from(&before, paused);
             self.crons.remove(number);
         }
+        let paused = record.paused;
         self.crons.insert(record, Some(rule));
-        let next_at = next_at.or(Some(first)).filter(|_| !paused);
-        self.set_next_time(number, next_at);
+        self.set_next_time(number, next_at.filter(|_| !paused));
         self.view_of(number, NEXT_SHOWN)
     }
 
-    fn check_room_for_cron(&self) -> Result<(), WireError> {
+    /// The number of an entry to come, when there is room for one.
+    fn new_cron(&mut self) -> Result<CronNumber, WireError> {
         let (count, max) = (self.crons.entries.len(), self.options.crons_max);
         if count < max {
-            return Ok(());
+            return Ok(CronNumber(self.take_number().0));
         }
         Err(WireError {
             field: Some("name".to_owned()),
