@@ -311,6 +311,12 @@ name_type!(
     "a name of 1 to 128 of A-Z a-z 0-9 . _ : -"
 );
 
+name_type!(
+    /// The name of a cron entry: `[A-Za-z0-9._:-]{1,128}`.
+    CronName,
+    "the name of a cron entry, 1 to 128 of A-Z a-z 0-9 . _ : -"
+);
+
 impl Default for NamespaceName {
     fn default() -> Self {
         Self(Arc::from("default"))

@@ -398,6 +398,16 @@ impl JobState {
     }
 }
 
+impl JobState {
+    /// Whether nothing more happens to the job by itself.
+    pub const fn is_terminal(self) -> bool {
+        match self {
+            Self::Done | Self::Dead | Self::Cancelled | Self::Expired => true,
+            Self::Scheduled | Self::Blocked | Self::Ready | Self::Leased => false,
+        }
+    }
+}
+
 impl fmt::Display for JobState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())

@@ -11,6 +11,7 @@
 
 #[cfg(feature = "codec")]
 pub mod codec;
+pub mod cron;
 pub mod error;
 pub mod frame;
 #[doc(hidden)]
@@ -28,7 +29,7 @@ mod write;
 
 pub use bytes::Bytes;
 pub use error::{ErrorCode, WireError};
-pub use ids::{JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId};
+pub use ids::{CronName, JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId};
 pub use job::JobSpec;
 pub use retry::RetryPolicy;
 pub use time::{DurationMs, Timestamp};

@@ -113,6 +113,27 @@ pub const PRODUCER_UNANSWERED_MAX: u64 = 256;
 /// Rows in one page of a list.
 pub const PAGE_MAX: usize = 1000;
 
+/// The shortest distance of a cron entry's times. Shorter ones are a worker's loop.
+pub const CRON_EVERY_MIN: DurationMs = DurationMs::from_secs(1);
+
+/// The longest distance of a cron entry's times.
+pub const CRON_EVERY_MAX: DurationMs = DurationMs::from_hours(24 * 366);
+
+/// The longest jitter of a cron entry.
+pub const CRON_JITTER_MAX: DurationMs = DurationMs::from_hours(24);
+
+/// Jobs that a cron entry pushes at most for times that were missed. They are pushed at once.
+pub const CRON_MISFIRE_MAX: u32 = 100;
+
+/// Missed times for which a cron entry with `all` pushes jobs, when it does not say.
+pub const CRON_MISFIRE_DEFAULT: u32 = 10;
+
+/// Bytes of a cron entry's expression, and of its time zone.
+pub const CRON_TEXT_BYTES_MAX: usize = 128;
+
+/// Times that one request may ask for of a cron entry.
+pub const CRON_NEXT_MAX: usize = 100;
+
 /// Redirects that a client follows for one connection.
 pub const REDIRECTS_MAX: usize = 3;
 

@@ -9,9 +9,10 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    cron::CronSet,
     error::{ErrorCode, WireError},
     frame,
-    ids::{JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
+    ids::{CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
     read,
@@ -102,6 +103,20 @@ operations! {
     QueuePause(QueueNames) = "queue_pause",
     /// Starts them again.
     QueueResume(QueueNames) = "queue_resume",
+    /// Makes or changes a cron entry.
+    CronSet(Box<CronSet>) = "cron_set",
+    /// Deletes cron entries.
+    CronDelete(CronNames) = "cron_delete",
+    /// Lists cron entries.
+    CronList(CronList) = "cron_list",
+    /// Shows a cron entry with its next times.
+    CronShow(CronShow) = "cron_show",
+    /// Stops cron entries from pushing.
+    CronPause(CronNames) = "cron_pause",
+    /// Lets them push again.
+    CronResume(CronNames) = "cron_resume",
+    /// Pushes the job of a cron entry now.
+    CronRun(CronRun) = "cron_run",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -413,6 +428,46 @@ pub struct QueueNames {
     pub queues: Vec<QueueName>,
 }
 
+/// Names cron entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronNames {
+    /// 1…1000 entries; when one does not exist, nothing is changed.
+    pub names: Vec<CronName>,
+}
+
+/// Lists cron entries in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronList {
+    /// Where the last page ended, as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Rows of the page, 1…1000; default 100.
+    #[serde(default = "page")]
+    pub limit: u32,
+}
+
+/// Shows a cron entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronShow {
+    /// The entry.
+    pub name: CronName,
+    /// How many of its next times, 0…100; default 5.
+    #[serde(default = "next_times")]
+    pub next: u32,
+}
+
+fn next_times() -> u32 {
+    5
+}
+
+/// Pushes the job of a cron entry now, whatever its times, pause and overlap say; none of them
+/// changes by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronRun {
+    /// The entry.
+    pub name: CronName,
+}
+
 /// Shows totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {}
@@ -517,7 +572,14 @@ impl Operation {
             Self::QueuePause(names) | Self::QueueResume(names) => {
                 check_count("queues", 1, limits.items_max, names.queues.len())
             }
-            Self::Heartbeat(Heartbeat {})
+            Self::CronSet(set) => set.check(limits),
+            Self::CronDelete(names) | Self::CronPause(names) | Self::CronResume(names) => {
+                check_count("names", 1, limits.items_max, names.names.len())
+            }
+            Self::CronList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
+            Self::CronShow(show) => check_range("next", 0, limits::CRON_NEXT_MAX, show.next),
+            Self::CronRun(CronRun { .. })
+            | Self::Heartbeat(Heartbeat {})
             | Self::Goodbye(Goodbye {})
             | Self::JobGet(JobGet { .. })
             | Self::QueueList(QueueList { .. })

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    cron::CronView,
     error::WireError,
     frame,
     ids::{JobId, QueueName, SessionId},
@@ -285,6 +286,23 @@ pub struct QueueView {
     pub counters: Counters,
 }
 
+/// Answers `cron_list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronsReply {
+    /// In the order of their names.
+    pub entries: Vec<CronView>,
+    /// Where the next page begins; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Answers `cron_run`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CronRunReply {
+    /// The job that was pushed.
+    pub id: JobId,
+}
+
 /// Answers `stats`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsReply {
@@ -342,8 +360,9 @@ replies! {
     Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
-    /// To `goodbye`, `queue_pause`, `queue_resume`.
-    Done(Done) = "goodbye" | "queue_pause" | "queue_resume",
+    /// To `goodbye`, `queue_pause`, `queue_resume`, `cron_delete`, `cron_pause`, `cron_resume`.
+    Done(Done) = "goodbye" | "queue_pause" | "queue_resume"
+        | "cron_delete" | "cron_pause" | "cron_resume",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
     /// To `dead_list`.
@@ -352,6 +371,12 @@ replies! {
     Count(CountReply) = "dead_revive" | "dead_purge",
     /// To `queue_list`.
     Queues(QueuesReply) = "queue_list",
+    /// To `cron_set` and `cron_show`.
+    Cron(Box<CronView>) = "cron_set" | "cron_show",
+    /// To `cron_list`.
+    Crons(CronsReply) = "cron_list",
+    /// To `cron_run`.
+    CronRun(CronRunReply) = "cron_run",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.

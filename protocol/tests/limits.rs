@@ -9,6 +9,7 @@
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp, WireError,
+    cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
     frame,
     job::{Unique, UniqueOf, UniqueUntil},
     limits::{self, Limits},
@@ -596,6 +597,122 @@ fn lists_and_selections_of_dead_jobs() {
     for mixed in mixed {
         select(Err((BAD, "queue")), mixed);
     }
+}
+
+#[track_caller]
+fn check_cron(expected: Outcome, change: impl FnOnce(&mut CronSet)) {
+    let job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    let mut entry = CronSet::new("nightly".parse().unwrap(), job);
+    entry.expression = Some("30 4 * * *".to_owned());
+    change(&mut entry);
+    check(expected, &Operation::CronSet(Box::new(entry)));
+}
+
+fn every(ms: u64) -> impl FnOnce(&mut CronSet) {
+    move |entry| {
+        entry.expression = None;
+        entry.every_ms = Some(DurationMs(ms));
+    }
+}
+
+#[test]
+fn the_times_of_a_cron_entry() {
+    check_cron(Ok(()), |_| {});
+    check_cron(Err((BAD, "expression")), |entry| entry.expression = None);
+    check_cron(Err((BAD, "every_ms")), |entry| {
+        entry.every_ms = Some(DurationMs(1_000));
+    });
+    check_range("every_ms", 1_000..=31_622_400_000, |expected, ms| {
+        check_cron(expected, every(ms));
+    });
+    check_cron(Err((BAD, "timezone")), |entry| {
+        every(1_000)(entry);
+        entry.timezone = Some("UTC".to_owned());
+    });
+    for (length, large) in [(128, false), (129, true)] {
+        let expected = |field| if large { Err((LARGE, field)) } else { Ok(()) };
+        let text = Some("x".repeat(length));
+        check_cron(expected("expression"), |entry| {
+            entry.expression = text.clone();
+        });
+        check_cron(expected("timezone"), |entry| entry.timezone = text.clone());
+    }
+    check_range("jitter_ms", 0..=86_400_000, |expected, ms| {
+        check_cron(expected, |entry| entry.jitter_ms = DurationMs(ms));
+    });
+    check_range("jitter_ms", 0..=5_000, |expected, ms| {
+        check_cron(expected, |entry| {
+            every(5_000)(entry);
+            entry.jitter_ms = DurationMs(ms);
+        });
+    });
+    check_range("misfire_max", 1..=100, |expected, max| {
+        check_cron(expected, |entry| {
+            entry.misfire = Misfire::All;
+            entry.misfire_max = Some(u32::try_from(max).unwrap());
+        });
+    });
+    check_cron(Err((BAD, "misfire_max")), |entry| {
+        entry.misfire_max = Some(1);
+    });
+}
+
+#[test]
+fn the_job_of_a_cron_entry() {
+    check_cron(Err((BAD, "job.run_at")), |entry| {
+        entry.job.run_at = Some(Timestamp(1));
+    });
+    check_cron(Err((BAD, "job.delay_ms")), |entry| {
+        entry.job.delay_ms = Some(DurationMs(1));
+    });
+    check_cron(Err((BAD, "job.priority")), |entry| {
+        entry.job.priority = Some(10);
+    });
+    for own in [NAME_HEADER, AT_HEADER] {
+        check_cron(Err((BAD, "job.headers")), |entry| {
+            entry.job.headers.insert(own.to_owned(), String::new());
+        });
+    }
+    // Beside its own headers: two names, the entry's name and a time of 20 digits.
+    let room = limits::HEADERS_BYTES_MAX - NAME_HEADER.len() - AT_HEADER.len() - 7 - 20;
+    for (length, expected) in [(room, Ok(())), (room + 1, Err((LARGE, "job.headers")))] {
+        check_cron(expected, |entry| {
+            entry
+                .job
+                .headers
+                .insert("h".to_owned(), "x".repeat(length - 1));
+        });
+    }
+}
+
+#[test]
+fn requests_about_cron_entries() {
+    let names = |count| CronNames {
+        names: vec!["nightly".parse().unwrap(); count],
+    };
+    let of_names: [fn(CronNames) -> Operation; 3] = [
+        Operation::CronDelete,
+        Operation::CronPause,
+        Operation::CronResume,
+    ];
+    for of_names in of_names {
+        check_length("names", 1..=1000, |expected, count| {
+            check(expected, &of_names(names(count)));
+        });
+    }
+    check_range("limit", 1..=1000, |expected, limit| {
+        let limit = u32::try_from(limit).unwrap();
+        let list = CronList {
+            cursor: None,
+            limit,
+        };
+        check(expected, &Operation::CronList(list));
+    });
+    check_range("next", 0..=100, |expected, next| {
+        let next = u32::try_from(next).unwrap();
+        let name = "nightly".parse().unwrap();
+        check(expected, &Operation::CronShow(CronShow { name, next }));
+    });
 }
 
 #[test]

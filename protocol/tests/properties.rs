@@ -11,7 +11,9 @@ use std::{collections::BTreeMap, fs};
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy, SessionId,
-    Timestamp, frame, fuzzing,
+    Timestamp,
+    cron::{CronSet, Misfire, Overlap},
+    frame, fuzzing,
     ids::Tag,
     job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
@@ -258,6 +260,38 @@ fn select() -> impl Strategy<Value = DeadSelect> {
         })
 }
 
+fn cron() -> impl Strategy<Value = CronSet> {
+    let misfire = prop_oneof![Just(Misfire::Skip), Just(Misfire::Once), Just(Misfire::All)];
+    let overlap = prop_oneof![
+        Just(Overlap::Allow),
+        Just(Overlap::Skip),
+        Just(Overlap::QueueOne)
+    ];
+    let text = || option::of(".{0,40}");
+    (
+        (name(), text(), option::of(ms()), text(), job()),
+        (
+            misfire,
+            option::of(any::<u32>()),
+            overlap,
+            ms(),
+            option::of(any::<bool>()),
+        ),
+    )
+        .prop_map(|(what, how)| CronSet {
+            name: what.0,
+            expression: what.1,
+            every_ms: what.2,
+            timezone: what.3,
+            job: what.4,
+            misfire: how.0,
+            misfire_max: how.1,
+            overlap: how.2,
+            jitter_ms: how.3,
+            paused: how.4,
+        })
+}
+
 fn operation() -> impl Strategy<Value = Operation> {
     let release =
         (job_id(), lease(), option::of(ms())).prop_map(|(job, lease, delay_ms)| ReleaseItem {
@@ -303,6 +337,15 @@ fn operation() -> impl Strategy<Value = Operation> {
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueuePause(QueueNames { queues })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueueResume(QueueNames { queues })),
+        cron().prop_map(|set| Operation::CronSet(Box::new(set))),
+        vec(name(), 0..4).prop_map(|names| Operation::CronDelete(CronNames { names })),
+        vec(name(), 0..4).prop_map(|names| Operation::CronPause(CronNames { names })),
+        vec(name(), 0..4).prop_map(|names| Operation::CronResume(CronNames { names })),
+        (option::of(".{0,40}"), any::<u32>())
+            .prop_map(|(cursor, limit)| Operation::CronList(CronList { cursor, limit })),
+        (name(), any::<u32>())
+            .prop_map(|(name, next)| Operation::CronShow(CronShow { name, next })),
+        name().prop_map(|name| Operation::CronRun(CronRun { name })),
         Just(Operation::Stats(Stats {})),
         (0..=INTEGER_MAX).prop_map(|offset| Operation::Backup(Backup { offset })),
     ]

@@ -139,11 +139,18 @@ impl Verb {
             Operation::JobGet(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
+            | Operation::CronList(_)
+            | Operation::CronShow(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::CronSet(_)
+            | Operation::CronDelete(_)
+            | Operation::CronPause(_)
+            | Operation::CronResume(_)
+            | Operation::CronRun(_)
             | Operation::Backup(_) => Some(Self::Admin),
         }
     }
@@ -507,7 +514,16 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         Operation::QueueList(list) => {
             Some(list.pattern.clone().unwrap_or_else(all)).filter(missing)
         }
-        Operation::JobGet(_) | Operation::Stats(_) => Some(all()).filter(missing),
+        // An entry that exists may push to any queue, whatever is asked of it.
+        Operation::CronSet(_)
+        | Operation::CronDelete(_)
+        | Operation::CronList(_)
+        | Operation::CronShow(_)
+        | Operation::CronPause(_)
+        | Operation::CronResume(_)
+        | Operation::CronRun(_)
+        | Operation::JobGet(_)
+        | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)
         | Operation::Ack(_)
         | Operation::Fail(_)
@@ -690,9 +706,11 @@ fn mac(key: &[u8; SECRET_BYTES], parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
 mod tests {
     use ganger_protocol::{
         JobId, JobSpec, LeaseId, QueueName,
+        cron::CronSet,
         request::{
-            Ack, AckItem, Backup, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat,
-            JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
+            Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList, QueueNames, Release,
+            Stats,
         },
     };
 
@@ -753,6 +771,11 @@ mod tests {
             queues: vec![queue(name)],
         };
         let pattern = Some(name.parse().unwrap());
+        let cron = || "nightly".parse().unwrap();
+        let set = CronSet::new(cron(), job.clone());
+        let crons = CronNames {
+            names: vec![cron()],
+        };
         vec![
             (
                 Operation::Push(Push {
@@ -778,6 +801,25 @@ mod tests {
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(names.clone()), Verb::Admin),
             (Operation::QueueResume(names), Verb::Admin),
+            (Operation::CronSet(Box::new(set)), Verb::Admin),
+            (Operation::CronDelete(crons.clone()), Verb::Admin),
+            (Operation::CronPause(crons.clone()), Verb::Admin),
+            (Operation::CronResume(crons), Verb::Admin),
+            (Operation::CronRun(CronRun { name: cron() }), Verb::Admin),
+            (
+                Operation::CronList(CronList {
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
+            (
+                Operation::CronShow(CronShow {
+                    name: cron(),
+                    next: 1,
+                }),
+                Verb::Inspect,
+            ),
             (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
@@ -812,8 +854,8 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session; ids, totals and a backup need all
-        // queues.
+        // What names no queue but a lease is bound to the session; ids, totals, cron entries and a
+        // backup need all queues.
         let bound = ["ack", "fail", "release", "extend", "heartbeat", "goodbye"];
         let for_all = ["job_get", "stats", "backup"];
         for (name, own) in [
@@ -825,7 +867,8 @@ mod tests {
             for (operation, _) in operations(name) {
                 let allowed = authorise(&identity, &operation, &NamespaceName::default()).is_ok();
                 let op = operation.op();
-                let expected = bound.contains(&op) || (own && !for_all.contains(&op));
+                let needs_all = for_all.contains(&op) || op.starts_with("cron_");
+                let expected = bound.contains(&op) || (own && !needs_all);
                 assert_eq!(allowed, expected, "{op} {name}");
             }
         }

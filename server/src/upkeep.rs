@@ -5,6 +5,7 @@
 //! look, the command line's.
 
 mod compact;
+mod crons;
 mod doctor;
 mod restore;
 mod stream;

@@ -63,7 +63,7 @@ impl World {
         for queue in 0..self.plan.queues.len() {
             self.audit_queue(queue, &seen)?;
         }
-        Ok(())
+        self.audit_crons()
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
@@ -194,7 +194,7 @@ impl World {
         for queue in 0..self.plan.queues.len() {
             self.pause(queue, false)?;
         }
-        self.settle()?;
+        self.drain_crons()?;
         for nth in 0..self.clients.producers.len() {
             self.connect_producer(nth);
             self.send_again(nth)?;

@@ -6,6 +6,7 @@ use ganger_engine::command::{ConnectionId, Producer};
 use ganger_protocol::{JobId, LeaseId, NamespaceName, SessionId, WireError, response::ReplyBody};
 
 use crate::{
+    crons::AskedCron,
     history::{Answered, Checked, Presence},
     plan::Plan,
     world::World,
@@ -45,6 +46,7 @@ pub enum Asked {
         queue: usize,
         operation: u64,
     },
+    Cron(AskedCron),
     Anything,
     /// Kept for whoever asked.
     Audit,

@@ -78,6 +78,11 @@ impl Clock {
         Stretch(self.peaks.len() - 1)
     }
 
+    /// The latest wall time that was ever seen.
+    pub fn latest(&self) -> u64 {
+        self.latest_since(Stretch(0))
+    }
+
     /// The latest wall time that was ever seen since a stretch began.
     pub fn latest_since(&self, stretch: Stretch) -> u64 {
         self.peaks[stretch.0..]

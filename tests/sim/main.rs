@@ -11,6 +11,7 @@ mod administrators;
 mod audit;
 mod clients;
 mod clock;
+mod crons;
 mod history;
 mod plan;
 mod producers;

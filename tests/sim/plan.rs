@@ -41,6 +41,7 @@ pub struct Plan {
     pub checkpoint_weight: u32,
     pub clock_weight: u32,
     pub trouble_weight: u32,
+    pub cron_weight: u32,
 }
 
 const NAMES: [&str; 4] = ["mail", "mail.eu", "sms", "default"];
@@ -90,6 +91,7 @@ impl Plan {
             checkpoint_weight: rng.u32(0..6),
             clock_weight: rng.u32(0..5),
             trouble_weight: [0, 1, 1, 3][rng.usize(..4)],
+            cron_weight: [0, 4, 12][rng.usize(..3)],
         }
     }
 }

@@ -105,6 +105,7 @@ impl World {
                 Ok(ReplyBody::Done(_)) => self.history.pause_told(queue, operation),
                 other => Err(format!("a pause was answered by {other:?}")),
             },
+            Asked::Cron(asked) => self.cron_reply(asked, result),
             Asked::Anything => result.map(|_| ()).map_err(|error| format!("{error:?}")),
             Asked::Audit => {
                 self.clients.audited = Some(result);

@@ -23,6 +23,7 @@ use ganger_server::{
 use crate::{
     clients::{Asked, Clients, Held},
     clock::Clock,
+    crons::Crons,
     history::{Checked, History},
     plan::Plan,
     trace::Trace,
@@ -39,6 +40,7 @@ pub struct World {
     pub trace: Trace,
     pub history: History,
     pub clients: Clients,
+    pub crons: Crons,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
     pub server: Option<Server>,
@@ -120,6 +122,7 @@ impl World {
         let mut world = Self {
             history: History::new(plan.queues.len(), plan.poison_losses),
             clients: Clients::new(&plan),
+            crons: Crons::default(),
             rng,
             plan,
             clock: Clock::new(),
@@ -161,6 +164,7 @@ impl World {
             plan.checkpoint_weight,
             plan.clock_weight,
             plan.trouble_weight,
+            plan.cron_weight,
         ];
         let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
         let mut nth = 0;
@@ -176,7 +180,8 @@ impl World {
             4 => self.tick(4)?,
             5 => self.step_checkpoint()?,
             6 => self.step_clock(),
-            _ => self.step_trouble()?,
+            7 => self.step_trouble()?,
+            _ => self.step_cron()?,
         }
         self.check()
     }
@@ -548,7 +553,10 @@ impl World {
         Ok(())
     }
 
-    fn notice(&mut self, _to: ConnectionId, notice: Notice, context: Context) -> Checked {
+    fn notice(&mut self, to: ConnectionId, notice: Notice, context: Context) -> Checked {
+        if self.crons.is_own(to) {
+            return Ok(());
+        }
         let mono = self.clock.now().mono.0;
         if let Notice::Lost { leases } = notice {
             for lease in leases {

@@ -50,6 +50,14 @@ impl Place {
         let lease = json!({ "job": job["id"], "lease": job["lease"], "message": "it failed" });
         worker.ok("fail", json!({ "leases": [lease] }));
         client.ok("queue_pause", json!({ "queues": ["big"] }));
+        let job = json!({ "kind": "k", "payload": bin([0, 159]), "priority": 2 });
+        let times = json!({ "name": "leap", "expression": "0 0 29 2 *", "timezone": "Asia/Tokyo" });
+        let entry = json!({ "job": job, "overlap": "skip", "misfire": "all" });
+        let entry = [times, entry].map(|part| part.as_object().expect("a map").clone());
+        client.ok(
+            "cron_set",
+            Value::Object(entry.into_iter().flatten().collect()),
+        );
         assert_eq!(server.terminate().status.code(), Some(0));
     }
 
@@ -270,7 +278,10 @@ fn an_export_imports_to_the_same_jobs_under_the_same_ids() {
     let place = Place::new();
     place.filled("data");
     let exported = place.ok(&["export", "x", "--json", "--data-dir", "data"]);
-    assert_eq!(exported, json!({ "shards": 1, "queues": 3, "jobs": 503 }));
+    assert_eq!(
+        exported,
+        json!({ "shards": 1, "queues": 3, "jobs": 503, "crons": 1 })
+    );
     place.ok(&["import", "x", "--data-dir", "copy"]);
     let copy = place.doctor("copy");
     assert_eq!(
@@ -295,6 +306,13 @@ fn an_export_imports_to_the_same_jobs_under_the_same_ids() {
     let dead = worker.ok("job_get", json!({ "job": dead["id"] }));
     assert_eq!(dead["errors"][0]["message"], "it failed");
     assert_eq!(dead["priority"], 9);
+    let entry = worker.ok("cron_show", json!({ "name": "leap" }));
+    assert_eq!(entry["job"]["payload"], bin([0, 159]));
+    assert_eq!(
+        (&entry["timezone"], &entry["overlap"]),
+        (&json!("Asia/Tokyo"), &json!("skip"))
+    );
+    assert_eq!(entry["next_at"].as_array().expect("times").len(), 5);
 }
 
 #[test]

@@ -30,8 +30,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// All that the engine may link beside the protocol: nothing that waits, reads or guesses.
-const ENGINE_USES: &[&str] = &["foldhash", "hmac", "sha2"];
+/// All that the engine may link beside the protocol: nothing that waits, reads or guesses. The
+/// calendar is docs/decisions/0004-cron-in-the-engine.md.
+const ENGINE_USES: &[&str] = &["cronexpr", "foldhash", "hmac", "jiff", "sha2"];
 
 /// What must not be reachable from the engine, however deep.
 const ENGINE_NEVER_REACHES: &[&str] = &[

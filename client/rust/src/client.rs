@@ -554,7 +554,7 @@ impl Client {
         results.collect()
     }
 
-    async fn read<T: DeserializeOwned>(&self, operation: Operation) -> Result<T, Error> {
+    pub(crate) async fn read<T: DeserializeOwned>(&self, operation: Operation) -> Result<T, Error> {
         let op = operation.op();
         match self.call(operation).await? {
             Answer::Body(body) => Ok(body.read()?),

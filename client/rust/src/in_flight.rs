@@ -225,6 +225,13 @@ impl InFlight {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::CronSet(_)
+            | Operation::CronDelete(_)
+            | Operation::CronList(_)
+            | Operation::CronShow(_)
+            | Operation::CronPause(_)
+            | Operation::CronResume(_)
+            | Operation::CronRun(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -678,8 +685,12 @@ impl Producer {
 /// Whether doing it twice is the same as doing it once.
 fn is_repeatable(operation: &Operation) -> bool {
     match operation {
-        // A backup is the connection's.
-        Operation::Push(_) | Operation::Backup(_) => false,
+        // A backup is the connection's. A second deletion finds nothing, and would look like a name
+        // that never was.
+        Operation::Push(_)
+        | Operation::Backup(_)
+        | Operation::CronRun(_)
+        | Operation::CronDelete(_) => false,
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
         Operation::Hello(_)
@@ -695,6 +706,11 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::CronSet(_)
+        | Operation::CronList(_)
+        | Operation::CronShow(_)
+        | Operation::CronPause(_)
+        | Operation::CronResume(_)
         | Operation::Stats(_) => true,
     }
 }
@@ -721,6 +737,13 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::CronSet(_)
+        | Operation::CronDelete(_)
+        | Operation::CronList(_)
+        | Operation::CronShow(_)
+        | Operation::CronPause(_)
+        | Operation::CronResume(_)
+        | Operation::CronRun(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

@@ -350,7 +350,7 @@ pub(crate) fn millis(duration: Duration) -> DurationMs {
     DurationMs(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
-fn name(field: &'static str) -> impl FnOnce(IdError) -> JobError {
+pub(crate) fn name(field: &'static str) -> impl FnOnce(IdError) -> JobError {
     move |source| JobError::Name { field, source }
 }
 

@@ -48,12 +48,14 @@
 //! # The map
 //!
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
-//! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `failure`
+//! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `cron` what
+//! is pushed over and over, `failure`
 //! is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
 //! [`protocol`].
 
 mod client;
 mod connection;
+mod cron;
 mod error;
 mod failure;
 mod handshake;
@@ -68,6 +70,7 @@ pub use ganger_protocol::{ErrorCode, JobId, JobSpec, WireError};
 
 pub use crate::{
     client::Client,
+    cron::Cron,
     error::{ConnectError, Error, JobError, Unknown},
     failure::Failure,
     job::{CONTENT_TYPE_JSON, Job},

@@ -124,6 +124,7 @@ impl Engine {
                 .delete_blob(item.job, BlobKind::Content, lease.spilled_parts);
         }
         self.count(lease.queue, Some(JobState::Leased), Some(JobState::Done));
+        self.job_is_over(now, item.job);
         LeaseResult::default()
     }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use ganger_protocol::{JobId, SessionId, job::JobError};
 
 use crate::records::{
-    BlobKind, Closed, Content, GroupNumber, HeadRecord, JobRecord, LeaseRecord, LeftRun,
-    OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey, SessionRecord, Timer,
-    UniqueKey, UniqueRecord,
+    BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord, JobRecord,
+    LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey,
+    SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -48,6 +48,8 @@ pub enum Change {
     PutUnique(UniqueKey, UniqueRecord),
     DeleteUnique(UniqueKey),
     PutQueue(Box<QueueRecord>),
+    PutCron(Box<CronRecord>),
+    DeleteCron(CronNumber),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// So many parts of a blob, whether they exist or not.

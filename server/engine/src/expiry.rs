@@ -82,7 +82,7 @@ impl Engine {
         };
         if expiry_of(&record) == Some(timer.at) {
             self.withdraw(now, &record, facts);
-            self.close_as_expired(&record);
+            self.close_as_expired(now, &record);
         }
     }
 
@@ -115,15 +115,16 @@ impl Engine {
             HeadJob::Packed(packed) => Box::new(JobRecord::fresh(id, place, packed)),
             HeadJob::Record(record) => record,
         };
-        self.close_as_expired(&record);
+        self.close_as_expired(now, &record);
     }
 
     /// A waiting job, taken out of where it waited, has expired: nothing of it is kept.
-    fn close_as_expired(&mut self, record: &JobRecord) {
+    fn close_as_expired(&mut self, now: Now, record: &JobRecord) {
         self.count(record.queue, Some(record.state), Some(JobState::Expired));
         self.pass_key(record, record.state, Some(JobState::Expired));
         self.unwatch_expiry(record.id, expiry_of(record));
         self.group.delete_job(record);
+        self.job_is_over(now, record.id);
     }
 
     /// A job waits: it may expire.

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use ganger_protocol::{JobId, Timestamp, job::JobError};
 
 use crate::records::{
-    Closed, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
-    Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, SessionRecord, StoredJob, Timer,
-    UniqueKey, UniqueRecord,
+    Closed, CronRecord, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord,
+    PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, SessionRecord,
+    StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -156,6 +156,8 @@ pub struct Recovered {
     pub head: Option<HeadRecord>,
     /// Every queue.
     pub queues: Vec<QueueRecord>,
+    /// Every cron entry.
+    pub crons: Vec<CronRecord>,
     /// Every session.
     pub sessions: Vec<SessionRecord>,
     /// Entries that left runs, by the group that said so; only rows of runs that still exist. A

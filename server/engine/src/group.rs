@@ -17,9 +17,10 @@ use ganger_protocol::{
 use crate::{
     change::Change,
     records::{
-        Bits, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, LeaseRecord, LeftRun,
-        OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, RUN_BYTES_MAX,
-        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
+        Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord, Lane,
+        LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
+        QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey,
+        UniqueRecord,
     },
 };
 
@@ -60,6 +61,8 @@ pub(crate) struct OpenGroup {
     forgotten: Vec<ProducerNumber>,
     locks: BTreeMap<UniqueKey, Option<UniqueRecord>>,
     pub(crate) queues: BTreeSet<QueueNumber>,
+    /// Entries that changed, or are gone.
+    pub(crate) crons: BTreeSet<CronNumber>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -263,6 +266,14 @@ impl OpenGroup {
     /// The locks that this group sets.
     pub(crate) fn locks(&self) -> impl Iterator<Item = &UniqueRecord> {
         self.locks.values().flatten()
+    }
+
+    /// The record of a cron entry of about so many bytes is to be written, or deleted.
+    pub(crate) fn touch_cron(&mut self, cron: CronNumber, bytes: usize) {
+        if self.crons.insert(cron) {
+            self.operations += 1;
+            self.bytes += 512 + bytes;
+        }
     }
 
     pub(crate) fn put_content(&mut self, job: JobId, content: Arc<Content>) {

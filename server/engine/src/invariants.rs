@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Engine, lease::LeaseKey, records::QueueNumber, window::HeadJob};
+use ganger_protocol::cron::Overlap;
+
+use crate::{Engine, cron, lease::LeaseKey, records::QueueNumber, window::HeadJob};
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -15,7 +17,39 @@ impl Engine {
         self.check_leases()?;
         self.check_keys()?;
         self.check_runs()?;
-        self.check_waiters()
+        self.check_waiters()?;
+        self.check_crons()
+    }
+
+    /// I15, as far as memory shows it: a time that may push is behind every time that has, has its
+    /// timer, and none comes of an entry that is paused.
+    fn check_crons(&self) -> Result<(), String> {
+        for record in self.crons.records() {
+            let name = &record.name;
+            if record
+                .next_at
+                .is_some_and(|next| Some(next) <= record.last_at)
+            {
+                return Err(format!("I15: {name} goes back from {:?}", record.last_at));
+            }
+            if record.queued_at > record.last_at {
+                return Err(format!("I15: {name} has queued what has not come"));
+            }
+            if record.paused && (record.next_at.is_some() || record.queued_at.is_some()) {
+                return Err(format!("{name} is paused and goes on"));
+            }
+            if record.queued_at.is_some() && record.overlap != Overlap::QueueOne {
+                return Err(format!("{name} queues against its will"));
+            }
+            let timer = record.next_at.map(|at| cron::timer(record.number, at));
+            if timer.is_some_and(|timer| self.schedule.misses(&timer)) {
+                return Err(format!("{name} has no timer"));
+            }
+        }
+        match self.crons.is_consistent() {
+            true => Ok(()),
+            false => Err("cron entries are misnamed or wait for the wrong jobs".to_owned()),
+        }
     }
 
     /// I12: what was pushed is somewhere. And as many leases as the counters say.

@@ -14,6 +14,7 @@
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
 //! | `unique`, `expiry` | who holds a key; which jobs are no longer granted |
+//! | `cron` | entries that push jobs over and over |
 //! | `time` | what happens without anybody asking |
 //! | `recover` | from the store to an engine |
 //! | `invariants` | what must hold after every step |
@@ -22,6 +23,7 @@ mod answer;
 mod backoff;
 pub mod change;
 pub mod command;
+mod cron;
 mod dead;
 mod expiry;
 pub mod facts;
@@ -61,6 +63,7 @@ use self::{
     backoff::Random,
     change::{Change, Group},
     command::{Caller, Command, Mono, Now, Origin, Outcome, Reply},
+    cron::Crons,
     facts::{Fact, Facts, Need},
     group::OpenGroup,
     lease::{Answer, Leases},
@@ -99,6 +102,8 @@ pub struct Options {
     pub queues_max: usize,
     /// Namespaces of the shard at most. Default 256.
     pub namespaces_max: usize,
+    /// Cron entries of the shard at most. Default 10 000, of up to 6 KiB each.
+    pub crons_max: usize,
     /// Seed of the jitter.
     pub seed: u64,
     /// The secret of the store, under which unique keys are hashed.
@@ -115,6 +120,7 @@ impl Default for Options {
             settled_max: 1 << 20,
             queues_max: 1 << 16,
             namespaces_max: 256,
+            crons_max: 10_000,
             seed: 0,
             secret: [0; 32],
         }
@@ -163,6 +169,7 @@ pub struct Engine {
     waiters: Waiters,
     schedule: Schedule,
     producers: Producers,
+    crons: Crons,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
     unserved: BTreeSet<QueueNumber>,
     /// Queues with more dead jobs than they keep.
@@ -241,12 +248,17 @@ impl Engine {
         let acks = self.seal_acks(&mut group);
         let leases = self.seal_leases(&mut group);
         let queues = std::mem::take(&mut group.queues);
+        let crons = std::mem::take(&mut group.crons);
         let mut changes = group.into_changes(&acks);
         changes.extend(leases);
         changes.extend(queues.iter().filter_map(|queue| {
             Some(Change::PutQueue(Box::new(
                 self.queues.find(*queue)?.record.clone(),
             )))
+        }));
+        changes.extend(crons.iter().map(|cron| match self.crons.record(*cron) {
+            Some(record) => Change::PutCron(Box::new(record.clone())),
+            None => Change::DeleteCron(*cron),
         }));
         self.head.wall = self.head.wall.max(now.wall);
         changes.push(Change::PutHead(self.head));
@@ -332,6 +344,13 @@ impl Engine {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::CronSet(_)
+            | Operation::CronDelete(_)
+            | Operation::CronList(_)
+            | Operation::CronShow(_)
+            | Operation::CronPause(_)
+            | Operation::CronResume(_)
+            | Operation::CronRun(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Vec::new(),
         }
@@ -369,6 +388,13 @@ impl Engine {
             Operation::QueueList(list) => self.queue_list(&origin, &list),
             Operation::QueuePause(names) => self.pause(&origin, &names)?,
             Operation::QueueResume(names) => self.resume(now, &origin, &names, outcome)?,
+            Operation::CronSet(set) => self.cron_set(now, &origin, *set)?,
+            Operation::CronDelete(names) => self.cron_delete(&origin, &names)?,
+            Operation::CronList(list) => self.cron_list(&origin, &list)?,
+            Operation::CronShow(show) => self.cron_show(&origin, &show)?,
+            Operation::CronPause(names) => self.cron_pause(&origin, &names)?,
+            Operation::CronResume(names) => self.cron_resume(now, &origin, &names)?,
+            Operation::CronRun(run) => self.cron_run(now, &origin, &run, outcome)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
                 return Err(WireError::new(

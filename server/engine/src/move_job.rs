@@ -184,6 +184,7 @@ impl Engine {
                 self.group.set_closed(closed_row(&record), true);
                 self.set_timer(retention_timer(record.id, self.retention_end(&record)));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
+                self.job_is_over(now, record.id);
                 self.group.put_job(record);
                 self.watch_dead(queue);
             }
@@ -191,6 +192,7 @@ impl Engine {
                 self.pass_key(&record, JobState::Leased, None);
                 self.count(queue, Some(JobState::Leased), None);
                 self.group.delete_job(&record);
+                self.job_is_over(now, record.id);
             }
         }
     }

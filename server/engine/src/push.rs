@@ -110,6 +110,7 @@ impl Engine {
         Ok(ReplyBody::Push(PushReply { results }))
     }
 
+    /// Pushes one job, unless somebody holds its unique key.
     fn push_job(
         &mut self,
         now: Now,
@@ -119,11 +120,7 @@ impl Engine {
         facts: &Facts,
     ) -> Result<PushResult, WireError> {
         spec.check(&self.options.limits)?;
-        let due = match (spec.run_at, spec.delay_ms) {
-            (Some(at), _) => at.plus(later_by),
-            (None, Some(delay)) => now.wall.plus(delay).plus(later_by),
-            (None, None) => now.wall.plus(later_by),
-        };
+        let due = due_of(&spec, now).plus(later_by);
         let unique = spec.unique.clone();
         let key = unique
             .as_deref()
@@ -131,7 +128,37 @@ impl Engine {
         if let Some(holder) = key.and_then(|key| self.holder(now, key, facts)) {
             return self.meet_holder(now, holder.job, spec, due, facts);
         }
-        let queue = self.queue_for_push(&origin.namespace, &spec.queue)?;
+        let id = self.add_job(now, &origin.namespace, spec, due)?;
+        if let (Some(key), Some(unique)) = (key, unique) {
+            self.take_key(now, key, id, &unique, facts);
+        }
+        Ok(Ok(id).into())
+    }
+
+    /// Pushes one job that has no unique key.
+    ///
+    /// # Errors
+    /// As the push of a client.
+    pub(crate) fn push_plain(
+        &mut self,
+        now: Now,
+        namespace: &NamespaceName,
+        spec: JobSpec,
+    ) -> Result<JobId, WireError> {
+        spec.check(&self.options.limits)?;
+        let due = due_of(&spec, now);
+        self.add_job(now, namespace, spec, due)
+    }
+
+    /// Adds one job.
+    fn add_job(
+        &mut self,
+        now: Now,
+        namespace: &NamespaceName,
+        spec: JobSpec,
+        due: Timestamp,
+    ) -> Result<JobId, WireError> {
+        let queue = self.queue_for_push(namespace, &spec.queue)?;
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let lane = Lane {
             queue,
@@ -153,10 +180,7 @@ impl Engine {
             self.group.put_content(id, Arc::clone(&content));
         }
         self.watch_expiry(id, content.expires_at);
-        if let (Some(key), Some(unique)) = (key, unique) {
-            self.take_key(now, key, id, &unique, facts);
-        }
-        Ok(Ok(id).into())
+        Ok(id)
     }
 
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
@@ -234,7 +258,7 @@ impl Engine {
     }
 
     /// The queue of this name, made when it does not exist.
-    fn queue_for_push(
+    pub(crate) fn queue_for_push(
         &mut self,
         namespace: &NamespaceName,
         name: &QueueName,
@@ -457,6 +481,14 @@ pub(crate) fn idle_timer(producer: ProducerNumber, at: Timestamp) -> Timer {
         at,
         what: TimerKind::ProducerIdle,
         id,
+    }
+}
+
+/// When a job may be granted, as its push says.
+fn due_of(spec: &JobSpec, now: Now) -> Timestamp {
+    match (spec.run_at, spec.delay_ms) {
+        (Some(at), _) => at,
+        (None, delay) => now.wall.plus(delay.unwrap_or_default()),
     }
 }
 

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use ganger_protocol::{
-    Bytes, DurationMs, JobId, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
-    Timestamp,
+    Bytes, CronName, DurationMs, JobId, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
+    SessionId, Timestamp,
+    cron::{Misfire, Overlap},
     ids::{Birth, Tag},
     job::{DeadReason, Headers, JobSpec, JobState, Unique},
     response::Counters,
@@ -36,6 +37,10 @@ pub struct QueueNumber(pub u32);
 /// The number of a producer of numbered pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProducerNumber(pub u64);
+
+/// The number of a cron entry; never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CronNumber(pub u64);
 
 /// The number of a group, from 1, without gaps. 0 stands for "nothing": always durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -216,6 +221,31 @@ impl Content {
             + tags(&self.after)
     }
 
+    /// The job to push that has this content.
+    pub fn to_spec(&self, queue: QueueName, priority: Option<u8>) -> JobSpec {
+        let content = self.clone();
+        JobSpec {
+            queue,
+            kind: content.kind,
+            payload: content.payload,
+            content_type: content.content_type,
+            headers: content.headers,
+            priority,
+            run_at: None,
+            delay_ms: None,
+            max_attempts: content.max_attempts,
+            backoff: content.backoff,
+            timeout_ms: content.timeout_ms,
+            tags: content.tags,
+            expires_at: content.expires_at,
+            unique: content.unique,
+            key: content.key,
+            batch: content.batch,
+            after: content.after,
+            retain_ms: content.retain_ms,
+        }
+    }
+
     /// How many parts its blob may have; 0 when it stays inline.
     pub fn spilled_parts(&self) -> u16 {
         match self.bound_bytes() {
@@ -338,6 +368,8 @@ pub enum TimerKind {
     PauseEnd = 6,
     /// A producer may be idle for too long.
     ProducerIdle = 7,
+    /// A nominal time of a cron entry.
+    Cron = 8,
 }
 
 impl TimerKind {
@@ -351,6 +383,7 @@ impl TimerKind {
             5 => Self::BatchDeadline,
             6 => Self::PauseEnd,
             7 => Self::ProducerIdle,
+            8 => Self::Cron,
             _ => return None,
         })
     }
@@ -549,6 +582,63 @@ pub struct QueueRecord {
     pub dead_retention_ms: Option<DurationMs>,
     /// Counters by state and outcome.
     pub counters: Counters,
+}
+
+/// A cron entry: when it pushes, which job, and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CronRecord {
+    /// Its number.
+    pub number: CronNumber,
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Its name.
+    pub name: CronName,
+    /// When it pushes.
+    pub times: CronTimes,
+    /// What becomes of times that were missed.
+    pub misfire: Misfire,
+    /// [`Misfire::All`]: for how many of them.
+    pub misfire_max: u32,
+    /// What becomes of times at which the last job is not over.
+    pub overlap: Overlap,
+    /// The longest time by which its jobs run later.
+    pub jitter_ms: DurationMs,
+    /// Whether it pushes nothing for now.
+    pub paused: bool,
+    /// The queue of its jobs.
+    pub queue: QueueName,
+    /// The priority of its jobs.
+    pub priority: Option<u8>,
+    /// The rest of its jobs, at most [`INLINE_BYTES_MAX`].
+    pub content: Arc<Content>,
+    /// The next nominal time, which has a timer; none while it is paused or when none will come.
+    pub next_at: Option<Timestamp>,
+    /// The latest nominal time that is over.
+    pub last_at: Option<Timestamp>,
+    /// The job that was pushed last by its time.
+    pub last_job: Option<JobId>,
+    /// [`Overlap::QueueOne`]: the time whose job is pushed when `last_job` is over.
+    pub queued_at: Option<Timestamp>,
+    /// Jobs pushed by their times so far.
+    pub pushed: u64,
+    /// Times left out so far because of `overlap` or a refusal.
+    pub skipped: u64,
+    /// Why the latest time pushed nothing, cut at 256 bytes; empty when it did.
+    pub refused: String,
+}
+
+/// When a cron entry pushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CronTimes {
+    /// At the multiples of a distance since the epoch.
+    Every(DurationMs),
+    /// By the wall clock of a zone.
+    Expression {
+        /// Five fields.
+        expression: String,
+        /// As the IANA database spells it.
+        timezone: String,
+    },
 }
 
 /// What the shard itself must remember; part of every group.

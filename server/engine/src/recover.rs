@@ -11,6 +11,7 @@ use crate::{
     backoff::Random,
     change::Change,
     command::Now,
+    cron::Crons,
     facts::{Recovered, RecoveredLease},
     group::OpenGroup,
     lease::{Lease, Leases},
@@ -53,6 +54,7 @@ impl Engine {
             waiters: Waiters::default(),
             schedule: Schedule::unknown(),
             producers: Producers::default(),
+            crons: Crons::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
             stragglers: BTreeSet::new(),
@@ -65,6 +67,9 @@ impl Engine {
             let number = queue.number;
             engine.queues.insert(queue);
             engine.watch_dead(number);
+        }
+        for cron in recovered.crons {
+            engine.crons.recover(cron);
         }
         for session in recovered.sessions {
             engine.sessions.insert(Session::opened(session, now.mono));

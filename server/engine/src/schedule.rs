@@ -35,6 +35,12 @@ impl Schedule {
         }
     }
 
+    /// Whether a timer ought to be in memory and is not.
+    pub(crate) fn misses(&self, timer: &Timer) -> bool {
+        let is_known = !self.is_behind || self.end.is_some_and(|end| *timer <= end);
+        is_known && !self.timers.contains(timer)
+    }
+
     /// A timer was written to the open group.
     pub(crate) fn insert(&mut self, timer: Timer) {
         if self.is_behind && self.end.is_none_or(|end| timer > end) {

@@ -30,10 +30,10 @@ use crate::{
     },
     facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease},
     records::{
-        BlobKind, Closed, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-        LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
-        QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer,
-        TimerKind, UniqueKey, UniqueRecord, blob_parts,
+        BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber, HeadRecord,
+        JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place,
+        ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey,
+        SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord, blob_parts,
     },
 };
 
@@ -60,6 +60,7 @@ pub(crate) struct Store {
     outcomes: BTreeMap<(ProducerNumber, u8), OutcomeRecord>,
     queues: BTreeMap<QueueNumber, QueueRecord>,
     pub(crate) locks: BTreeMap<UniqueKey, UniqueRecord>,
+    crons: BTreeMap<CronNumber, CronRecord>,
     blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
 }
 
@@ -155,6 +156,12 @@ impl Store {
             }
             Change::PutQueue(record) => {
                 self.queues.insert(record.number, *record);
+            }
+            Change::PutCron(record) => {
+                self.crons.insert(record.number, *record);
+            }
+            Change::DeleteCron(number) => {
+                self.crons.remove(&number);
             }
             Change::PutContent(job, content) => {
                 let parts = blob_parts(content.bound_bytes());
@@ -349,6 +356,7 @@ impl Store {
             group: self.group,
             head: self.head,
             queues: self.queues.values().cloned().collect(),
+            crons: self.crons.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),
             acks: acks.collect(),
             leases: leases.collect(),
@@ -625,7 +633,7 @@ impl World {
         self.engine.apply(self.now, command, &facts);
     }
 
-    fn ask(
+    pub(crate) fn ask(
         &mut self,
         session: Option<SessionId>,
         operation: Operation,

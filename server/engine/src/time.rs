@@ -23,6 +23,9 @@ use crate::{
 /// Timers, time-outs and waits that one tick handles, each.
 const SLICE: usize = 128;
 
+/// Cron entries of these: each may push a hundred jobs, and one tick's changes are one group.
+const CRON_SLICE: usize = 4;
+
 /// Leases told of in one notice of a session, and kept for its next heartbeat.
 const LOST_MAX: usize = 1000;
 
@@ -90,6 +93,7 @@ impl Engine {
                 let is_known = self.producers.find(producer).is_some();
                 (!is_known).then_some(Need::Producer(producer))
             }
+            TimerKind::Cron => self.need_of_cron(timer),
             TimerKind::BatchDeadline | TimerKind::PauseEnd => None,
         };
         need.into_iter().collect()
@@ -104,8 +108,13 @@ impl Engine {
         let stragglers = self.stragglers_due(now.mono, SLICE);
         let surplus = self.all_surplus_dead(facts);
         let mut touched = Vec::new();
+        let mut crons = 0;
         for timer in timers {
-            touched.extend(self.fire(now, timer, facts));
+            crons += usize::from(timer.what == TimerKind::Cron);
+            // What is left is due at once again.
+            if timer.what != TimerKind::Cron || crons <= CRON_SLICE {
+                touched.extend(self.fire(now, timer, facts));
+            }
         }
         for job in late {
             self.time_out(now, job, facts, outcome);
@@ -165,6 +174,7 @@ impl Engine {
                 self.look_at_producer(now, producer_of(&timer), facts);
                 None
             }
+            TimerKind::Cron => self.fire_cron(now, &timer, facts),
             TimerKind::Expire => {
                 self.fire_expiry(now, &timer, facts);
                 None

@@ -47,11 +47,12 @@ fn text(diagnosis: &Diagnosis) -> String {
     lines.extend((more > 0).then(|| format!("and {more} more")));
     for repair in &diagnosis.repairs {
         lines.push(format!(
-            "shard {}: made anew with {} queues and {} jobs; {} things were lost; the damaged \
+            "shard {}: made anew with {} queues, {} jobs and {} cron entries; {} things were lost; the damaged \
              data is kept in {}",
             repair.shard,
             repair.queues,
             repair.jobs,
+            repair.crons,
             repair.lost.len(),
             repair.kept_in,
         ));

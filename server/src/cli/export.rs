@@ -82,5 +82,6 @@ fn table(done: &Transferred) -> String {
         ("shards", done.shards.to_string()),
         ("queues", done.queues.to_string()),
         ("jobs", done.jobs.to_string()),
+        ("cron entries", done.crons.to_string()),
     ]))
 }

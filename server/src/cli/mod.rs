@@ -10,6 +10,7 @@ mod compact;
 mod completions;
 mod config;
 mod connect;
+mod cron;
 mod dead;
 mod demo;
 mod doctor;
@@ -74,6 +75,9 @@ enum Command {
     /// Look at, pause and resume queues
     #[command(subcommand)]
     Queues(queues::QueuesCommand),
+    /// Look at, set, run and stop definitions that push jobs over and over
+    #[command(subcommand)]
+    Cron(cron::CronCommand),
     /// Show totals of the namespace and the server
     Stats(stats::StatsArgs),
     /// Write a backup of a running server, or of a closed data directory
@@ -134,6 +138,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Jobs(command) => block_on(jobs::run(command)),
         Command::Dead(command) => block_on(dead::run(command)),
         Command::Queues(command) => block_on(queues::run(command)),
+        Command::Cron(command) => block_on(cron::run(command)),
         Command::Stats(args) => block_on(stats::run(args)),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),

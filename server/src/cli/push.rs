@@ -356,7 +356,7 @@ fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError
 }
 
 /// The payload is the text as it stands, not a rewriting of it.
-fn set_payload(job: &mut JobSpec, payload: &RawValue) {
+pub(super) fn set_payload(job: &mut JobSpec, payload: &RawValue) {
     job.payload = payload.get().as_bytes().to_vec().into();
     job.content_type = Some(CONTENT_TYPE_JSON.into());
 }
@@ -541,7 +541,7 @@ fn rfc3339(text: &str) -> Result<Timestamp, String> {
     }
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         Some(_) | None => Err("a header is name=value".to_owned()),

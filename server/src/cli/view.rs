@@ -32,22 +32,21 @@ pub(super) fn job_json(job: &JobView) -> Result<Value, CliError> {
     if let Some(fields) = value.as_object_mut() {
         fields.remove("payload");
         if !job.payload.is_empty() {
-            let (field, payload) = payload_json(job);
+            let (field, payload) = payload_json(job.content_type.as_deref(), &job.payload);
             fields.insert(field.to_owned(), payload);
         }
     }
     Ok(value)
 }
 
-fn payload_json(job: &JobView) -> (&'static str, Value) {
-    let json = job.content_type.as_deref() == Some(ganger_client::CONTENT_TYPE_JSON);
-    let parsed = json
-        .then(|| serde_json::from_slice(&job.payload).ok())
-        .flatten();
-    match (parsed, std::str::from_utf8(&job.payload)) {
+/// A payload that can be read, and the field that it is shown in.
+pub(super) fn payload_json(content_type: Option<&str>, payload: &Bytes) -> (&'static str, Value) {
+    let json = content_type == Some(ganger_client::CONTENT_TYPE_JSON);
+    let parsed = json.then(|| serde_json::from_slice(payload).ok()).flatten();
+    match (parsed, std::str::from_utf8(payload)) {
         (Some(value), _) => ("payload", value),
         (None, Ok(text)) => ("payload", Value::from(text)),
-        (None, Err(_binary)) => ("payload_base64", Value::from(STANDARD.encode(&job.payload))),
+        (None, Err(_binary)) => ("payload_base64", Value::from(STANDARD.encode(payload))),
     }
 }
 
@@ -97,17 +96,18 @@ pub(super) fn job_text(job: &JobView) -> String {
             format!("{at} attempt {}, {kind}: {}", error.attempt, error.message),
         ));
     }
-    rows.push(("payload", payload_text(job)));
+    rows.push(("payload", payload_text(&job.payload)));
     pairs(&rows)
 }
 
-fn payload_text(job: &JobView) -> String {
-    match std::str::from_utf8(&job.payload) {
+/// A payload as it is, or how long it is.
+pub(super) fn payload_text(payload: &[u8]) -> String {
+    match std::str::from_utf8(payload) {
         Ok(text) if text.chars().any(|c| c.is_control() && !c.is_whitespace()) => {
-            format!("{} bytes", job.payload_bytes)
+            format!("{} bytes", payload.len())
         }
         Ok(text) => text.to_owned(),
-        Err(_binary) => format!("{} bytes", job.payload_bytes),
+        Err(_binary) => format!("{} bytes", payload.len()),
     }
 }
 

@@ -406,7 +406,8 @@ impl Session {
         if self.shared.is_draining() {
             state::check_draining(operation)?;
         }
-        if matches!(operation, Operation::Push(_)) && self.shared.is_short_of_space() {
+        let pushes = matches!(operation, Operation::Push(_) | Operation::CronRun(_));
+        if pushes && self.shared.is_short_of_space() {
             return Err(WireError::overloaded(
                 "the disk is nearly full; pushes are refused, answers are taken",
                 DurationMs::from_secs(5),

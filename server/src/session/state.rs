@@ -75,6 +75,13 @@ impl State {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::CronSet(_)
+            | Operation::CronDelete(_)
+            | Operation::CronList(_)
+            | Operation::CronShow(_)
+            | Operation::CronPause(_)
+            | Operation::CronResume(_)
+            | Operation::CronRun(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -101,7 +108,7 @@ impl State {
 /// `draining`.
 pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
     let refused = match operation {
-        Operation::Push(_) => true,
+        Operation::Push(_) | Operation::CronRun(_) => true,
         Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
         Operation::Hello(_)
         | Operation::Ack(_)
@@ -117,6 +124,12 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::CronSet(_)
+        | Operation::CronDelete(_)
+        | Operation::CronList(_)
+        | Operation::CronShow(_)
+        | Operation::CronPause(_)
+        | Operation::CronResume(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -132,10 +145,12 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        JobId, LeaseId,
+        JobId, JobSpec, LeaseId,
+        cron::CronSet,
         request::{
-            Ack, AckItem, Backup, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat,
-            Hello, JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
+            Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push, QueueList, QueueNames,
+            Release, Stats,
         },
     };
 
@@ -153,6 +168,7 @@ mod tests {
             cursor: None,
             limit: 1,
         };
+        let job = JobSpec::new("k".parse().unwrap(), "");
         let hello = Hello {
             v: 1,
             client: String::new(),
@@ -186,6 +202,21 @@ mod tests {
             Operation::QueueList(QueueList::default()),
             Operation::QueuePause(QueueNames { queues: vec![] }),
             Operation::QueueResume(QueueNames { queues: vec![] }),
+            Operation::CronSet(Box::new(CronSet::new("c".parse().unwrap(), job))),
+            Operation::CronDelete(CronNames { names: vec![] }),
+            Operation::CronList(CronList {
+                cursor: None,
+                limit: 1,
+            }),
+            Operation::CronShow(CronShow {
+                name: "c".parse().unwrap(),
+                next: 1,
+            }),
+            Operation::CronPause(CronNames { names: vec![] }),
+            Operation::CronResume(CronNames { names: vec![] }),
+            Operation::CronRun(CronRun {
+                name: "c".parse().unwrap(),
+            }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -223,6 +254,13 @@ mod tests {
             "queue_list",
             "queue_pause",
             "queue_resume",
+            "cron_set",
+            "cron_delete",
+            "cron_list",
+            "cron_show",
+            "cron_pause",
+            "cron_resume",
+            "cron_run",
             "stats",
             "backup",
         ];
@@ -275,7 +313,7 @@ mod tests {
             .filter(|operation| check_draining(operation).is_err())
             .map(|operation| operation.op())
             .collect();
-        assert_eq!(refused, ["push", "fetch"]);
+        assert_eq!(refused, ["push", "fetch", "cron_run"]);
         let ack = AckItem {
             job: JobId::from_bytes([0; 24]),
             lease: LeaseId(1),

@@ -13,7 +13,7 @@ use ganger_engine::{
     change::{Change, Group},
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        Closed, Entry, GroupNumber, HeadRecord, JobRecord, Lane, OutcomeRecord, Place,
+        Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane, OutcomeRecord, Place,
         ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer, TimerKind, UniqueKey,
         UniqueRecord, blob_parts,
     },
@@ -22,7 +22,7 @@ use ganger_engine::{
 use ganger_protocol::{JobId, NamespaceName, Timestamp, job::JobState, response::Counters};
 
 use super::{
-    StoreError, checkpoint,
+    StoreError, checkpoint, doctor,
     format::{DataDirectory, FORMAT},
     group::{Effect, Physical},
     keys::{Key, Meta},
@@ -50,6 +50,8 @@ pub struct Built {
     pub queues: u64,
     /// Jobs.
     pub jobs: u64,
+    /// Cron entries.
+    pub crons: u64,
 }
 
 /// A store in the making.
@@ -116,6 +118,7 @@ impl Builder {
                 self.job(*job)?;
             }
             Told::Outcome(outcome) => self.outcome(outcome),
+            Told::Cron(cron) => self.cron(cron),
         }
         if self.changes.len() >= BATCH_CHANGES {
             self.write()?;
@@ -299,6 +302,15 @@ impl Builder {
         let newest = self.producers.entry(outcome.producer).or_default();
         *newest = outcome.at.max(*newest);
         self.changes.push(Change::PutOutcome(outcome));
+    }
+
+    fn cron(&mut self, cron: Box<CronRecord>) {
+        if let Some(at) = cron.next_at {
+            let timer = doctor::cron_timer(cron.number, at);
+            self.changes.push(Change::PutTimer(timer));
+        }
+        self.built.crons += 1;
+        self.changes.push(Change::PutCron(cron));
     }
 
     fn set_timer(&mut self, what: TimerKind, at: Timestamp, id: [u8; JobId::BYTES]) {

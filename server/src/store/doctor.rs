@@ -12,9 +12,9 @@ use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use ganger_engine::{
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        BlobKind, Content, Entry, HeadRecord, JobRecord, LeaseRecord, LeftRun, PartKey, Place,
-        ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob, Timer, TimerKind, UniqueKey,
-        UniqueRecord,
+        BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord, LeftRun, PartKey,
+        Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob, Timer, TimerKind,
+        UniqueKey, UniqueRecord,
     },
     unique::{Named, is_held, key_of_timer, ttl_timer},
 };
@@ -23,7 +23,7 @@ use ganger_protocol::{DurationMs, JobId, SessionId, Timestamp, job::JobState, re
 use super::{
     Store, StoreError, bad_key,
     coding::Malformed,
-    damaged, describe,
+    cron, damaged, describe,
     digest::{self, Digest},
     keys::{Key, Meta, Prefix},
     lock, rebuild, records,
@@ -156,6 +156,7 @@ impl Examiner<'_> {
         self.each(Prefix::Outcome, Self::outcome)?;
         self.each(Prefix::Run, Self::run_row)?;
         self.each(Prefix::Job, Self::job)?;
+        self.each(Prefix::Cron, Self::cron)?;
         self.each(Prefix::Timer, Self::timer)?;
         for producer in self.producers.difference(&self.watched) {
             let key = Key::outcomes(*producer);
@@ -168,6 +169,7 @@ impl Examiner<'_> {
         for later in Prefix::ALL
             .into_iter()
             .skip_while(|it| *it != Prefix::Batch)
+            .filter(|it| *it != Prefix::Cron)
         {
             self.each(later, Self::unknown)?;
         }
@@ -591,6 +593,30 @@ impl Examiner<'_> {
         Ok(())
     }
 
+    fn cron(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let number = key.to_cron().ok_or_else(|| bad_key(key))?;
+        let cron = cron::cron(number, body).map_err(damaged(key))?;
+        if number.0 >= self.head.reserved {
+            self.find(key, "its number was never given");
+        }
+        match cron.next_at {
+            Some(at) => self.vouched(key, &Key::timer(&cron_timer(number, at)), "its timer"),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a cron entry waits for this timer. One that is damaged was found where it lies.
+    fn is_awaited_by_cron(&self, timer: &Timer) -> Result<bool, StoreError> {
+        let number = CronNumber(number_of(timer));
+        let key = Key::cron(number);
+        let Some(value) = self.store.read_value(&key)? else {
+            return Ok(false);
+        };
+        let opened = self.store.open_record(&key, &value);
+        let cron = opened.and_then(|(_, body)| cron::cron(number, body).map_err(damaged(&key)));
+        Ok(cron.map_or(true, |cron| cron.next_at == Some(timer.at)))
+    }
+
     fn timer(&mut self, key: &Key, _: &[u8]) -> Result<(), StoreError> {
         let timer = key.to_timer().ok_or_else(|| bad_key(key))?;
         let job = JobId::from_bytes(timer.id);
@@ -602,11 +628,11 @@ impl Examiner<'_> {
                 .known_record(&job)?
                 .is_some_and(|job| job.closed_at.is_some() && self.retention_end(&job) == timer.at),
             TimerKind::ProducerIdle => {
-                let [.., a, b, c, d, e, f, g, h] = timer.id;
-                let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+                let number = number_of(&timer);
                 self.watched.insert(ProducerNumber(number));
                 self.producers.contains(&ProducerNumber(number))
             }
+            TimerKind::Cron => self.is_awaited_by_cron(&timer)?,
             TimerKind::Expire => self
                 .standing(&job)?
                 .is_some_and(|job| job.waits_until() == Some(timer.at)),
@@ -731,11 +757,30 @@ impl Examiner<'_> {
     fn compare_digest(&mut self) -> Result<(), StoreError> {
         let kept: Digest = *lock(&self.store.digest);
         if rebuild::add_up(&*self.store.table)? != kept {
-            let what = "a queue, a session or an outcome is missing, left over or changed";
+            let what = "a queue, session, outcome or cron entry is missing, left over or changed";
             self.find(&Key::meta(Meta::Digest), what);
         }
         Ok(())
     }
+}
+
+/// The timer of a cron entry's next time.
+pub(super) fn cron_timer(number: CronNumber, at: Timestamp) -> Timer {
+    let mut id = [0; JobId::BYTES];
+    if let Some(slot) = id.last_chunk_mut() {
+        *slot = number.0.to_be_bytes();
+    }
+    Timer {
+        at,
+        what: TimerKind::Cron,
+        id,
+    }
+}
+
+/// The number that stands in the id of a timer.
+fn number_of(timer: &Timer) -> u64 {
+    let [.., a, b, c, d, e, f, g, h] = timer.id;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 fn timer_key(what: TimerKind, at: Timestamp, job: &JobId) -> Key {

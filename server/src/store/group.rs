@@ -16,6 +16,7 @@ use ganger_protocol::SessionId;
 use super::{
     StoreError,
     coding::{Malformed, Reader, put_varint},
+    cron,
     keys::{Key, Meta},
     records::{self, PART_BYTES},
 };
@@ -153,6 +154,10 @@ impl Encoder {
                     records::put_queue(out, queue);
                 })?;
             }
+            Change::PutCron(cron) => {
+                self.put(Key::cron(cron.number), |out| cron::put_cron(out, cron))?;
+            }
+            Change::DeleteCron(number) => self.delete(Key::cron(*number)),
             Change::PutContent(job, content) => self.put_parts(
                 |part| Key::blob(job, BlobKind::Content, part),
                 |out| records::put_content(out, content),

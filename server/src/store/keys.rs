@@ -7,8 +7,8 @@
 use std::fmt;
 
 use ganger_engine::records::{
-    BlobKind, Closed, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer, TimerKind,
-    UniqueKey,
+    BlobKind, Closed, CronNumber, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer,
+    TimerKind, UniqueKey,
 };
 use ganger_protocol::{JobId, SessionId, Timestamp, job::JobState};
 
@@ -48,7 +48,7 @@ pub enum Prefix {
     Member = 0x22,
     /// For later: job id that is waited for · job id that waits.
     Edge = 0x23,
-    /// For later: digest of namespace and name.
+    /// cron u64.
     Cron = 0x24,
     /// For later: digest of namespace and name of the limit.
     Limit = 0x25,
@@ -339,9 +339,9 @@ impl Key {
             .with(waiting.as_bytes())
     }
 
-    /// For later: a cron entry.
-    pub fn cron(digest: &Digest) -> Self {
-        Self::of(Prefix::Cron).with(digest)
+    /// A cron entry.
+    pub fn cron(cron: CronNumber) -> Self {
+        Self::of(Prefix::Cron).with(&cron.0.to_be_bytes())
     }
 
     /// For later: a limit.
@@ -446,6 +446,13 @@ impl Key {
         let producer = ProducerNumber(take_u64(&mut rest)?);
         let (part, slot) = (take_u16(&mut rest)?, take_u8(&mut rest)?);
         rest.is_empty().then_some((producer, part, slot))
+    }
+
+    /// What a key of a cron entry names.
+    pub fn to_cron(&self) -> Option<CronNumber> {
+        let mut rest = self.rest(Prefix::Cron)?;
+        let cron = CronNumber(take_u64(&mut rest)?);
+        rest.is_empty().then_some(cron)
     }
 
     fn rest(&self, prefix: Prefix) -> Option<&[u8]> {
@@ -567,6 +574,10 @@ mod tests {
             Key::outcome(ProducerNumber(1), 7, 2).as_slice(),
             [0x17, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 7]
         );
+        assert_eq!(
+            Key::cron(CronNumber(258)).as_slice(),
+            [0x24, 0, 0, 0, 0, 0, 0, 1, 2]
+        );
         assert_eq!(Key::meta(Meta::Head).as_slice(), [1, 1]);
     }
 
@@ -603,8 +614,8 @@ mod tests {
 
         #[test]
         fn a_timer_reads_back_from_its_key_and_timers_fire_in_the_order_of_keys(
-            a in (0_u64..99, 1_u8..=7, any::<[u8; 24]>()),
-            b in (0_u64..99, 1_u8..=7, any::<[u8; 24]>()),
+            a in (0_u64..99, 1_u8..=8, any::<[u8; 24]>()),
+            b in (0_u64..99, 1_u8..=8, any::<[u8; 24]>()),
         ) {
             let timer = |(at, what, id)| Timer {
                 at: Timestamp(at),

@@ -12,6 +12,7 @@ pub mod backup;
 pub mod build;
 mod checkpoint;
 mod coding;
+mod cron;
 mod digest;
 pub mod doctor;
 pub mod format;
@@ -579,6 +580,14 @@ impl Store {
             let number = key.to_queue().ok_or_else(|| bad_key(key))?;
             let queue = records::queue(number, body).map_err(damaged(key))?;
             recovered.queues.push(queue);
+            Ok(())
+        })?;
+        self.scan_all(Prefix::Cron, |key, value| {
+            let (_, body) = self.open_record(key, value)?;
+            let number = key.to_cron().ok_or_else(|| bad_key(key))?;
+            recovered
+                .crons
+                .push(cron::cron(number, body).map_err(damaged(key))?);
             Ok(())
         })?;
         self.scan_all(Prefix::Session, |key, _| {

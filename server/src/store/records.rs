@@ -171,7 +171,7 @@ fn place(reader: &mut Reader<'_>, usual: &Place) -> Result<Place, Malformed> {
     })
 }
 
-fn job_id(reader: &mut Reader<'_>) -> Result<JobId, Malformed> {
+pub(super) fn job_id(reader: &mut Reader<'_>) -> Result<JobId, Malformed> {
     reader.array().map(JobId::from_bytes)
 }
 
@@ -261,7 +261,7 @@ fn put_options(out: &mut Vec<u8>, content: &Content) {
 }
 
 /// Reads a content. Its payload is a copy, so that it pins nothing larger than itself.
-fn content(reader: &mut Reader<'_>) -> Result<Content, Malformed> {
+pub(super) fn content(reader: &mut Reader<'_>) -> Result<Content, Malformed> {
     let flags = reader.varint()?;
     let has = |flag| flags & flag != 0;
     let mut content = Content {
@@ -441,7 +441,7 @@ fn policy(reader: &mut Reader<'_>) -> Result<RetryPolicy, Malformed> {
 }
 
 /// An integer or none: 1 and the integer, or 0.
-fn put_optional(out: &mut Vec<u8>, value: Option<u64>) {
+pub(super) fn put_optional(out: &mut Vec<u8>, value: Option<u64>) {
     match value {
         None => out.push(0),
         Some(value) => {
@@ -451,7 +451,7 @@ fn put_optional(out: &mut Vec<u8>, value: Option<u64>) {
     }
 }
 
-fn optional(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
+pub(super) fn optional(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
     match reader.u8()? {
         0 => Ok(None),
         1 => reader.varint().map(Some),

@@ -6,8 +6,8 @@
 
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
-    BlobKind, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord, PackedJob, Place, QueueRecord,
-    RunKey,
+    BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord, PackedJob, Place,
+    QueueRecord, RunKey,
 };
 use ganger_protocol::{
     JobId,
@@ -15,7 +15,7 @@ use ganger_protocol::{
 };
 
 use super::{
-    Store, StoreError, bad_key, damaged, describe,
+    Store, StoreError, bad_key, cron, damaged, describe,
     keys::{Key, Meta, Prefix},
     rebuild::RESTORE_STEP,
     records,
@@ -30,6 +30,8 @@ pub enum Told {
     Job(Box<WholeJob>),
     /// The outcome of a numbered push.
     Outcome(Box<OutcomeRecord>),
+    /// A cron entry.
+    Cron(Box<CronRecord>),
 }
 
 /// A job with everything that is known of it.
@@ -104,6 +106,11 @@ pub fn head(store: &Store) -> Result<HeadRecord, StoreError> {
         }
         Ok(())
     })?;
+    store.scan_all(Prefix::Cron, |key, _| {
+        let number = key.to_cron().map_or(0, |cron| cron.0);
+        head.reserved = head.reserved.max(number.saturating_add(1));
+        Ok(())
+    })?;
     // Numbers that were given and left no trace.
     head.position_high = head.position_high.saturating_add(RESTORE_STEP);
     head.position_low = head.position_low.saturating_sub(RESTORE_STEP);
@@ -125,7 +132,8 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     teller.each(Prefix::Acks, Teller::acks)?;
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
-    teller.each(Prefix::Outcome, Teller::outcome)
+    teller.each(Prefix::Outcome, Teller::outcome)?;
+    teller.each(Prefix::Cron, Teller::cron)
 }
 
 struct Teller<'a> {
@@ -286,6 +294,12 @@ impl Teller<'_> {
         }
         self.listener
             .told(Told::Job(Box::new(WholeJob { record, errors })))
+    }
+
+    fn cron(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let number = key.to_cron().ok_or_else(|| bad_key(key))?;
+        let cron = cron::cron(number, body).map_err(damaged(key))?;
+        self.listener.told(Told::Cron(Box::new(cron)))
     }
 
     fn outcome(&mut self, key: &Key, _: &[u8]) -> Result<(), StoreError> {

@@ -62,6 +62,8 @@ pub struct Repair {
     pub queues: u64,
     /// Jobs that were saved.
     pub jobs: u64,
+    /// Cron entries that were saved.
+    pub crons: u64,
     /// What could not be saved.
     pub lost: Vec<String>,
     /// Where the damaged data is kept.
@@ -140,6 +142,7 @@ fn rebuild(directory: &mut ShardDirectory, store: &Store) -> Result<Repair, Stor
         shard: 0,
         queues: built.queues,
         jobs: built.jobs,
+        crons: built.crons,
         lost: patient.lost,
         kept_in: old.name().to_owned(),
     })

@@ -2,11 +2,11 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its cron entries. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, BufRead, Write},
     path::Path,
@@ -14,16 +14,23 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ganger_engine::records::{Content, HeadRecord, JobRecord, Place, QueueNumber, QueueRecord};
+use ganger_engine::records::{
+    Content, CronNumber, HeadRecord, JobRecord, Place, QueueNumber, QueueRecord,
+};
 use ganger_protocol::{
-    DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy, Timestamp,
+    CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
+    Timestamp,
     job::{DeadReason, JobError, JobState},
     response::Counters,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{CACHE_BYTES, UpkeepError, empty_dir, shards_of};
+use super::{
+    CACHE_BYTES, UpkeepError,
+    crons::{CronLine, cron_of},
+    empty_dir, shards_of,
+};
 use crate::{
     data_dir::shard_dir,
     store::{
@@ -47,6 +54,8 @@ pub struct Transferred {
     pub queues: u64,
     /// Jobs.
     pub jobs: u64,
+    /// Cron entries.
+    pub crons: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +64,7 @@ enum Line {
     Export(Begin),
     Queue(QueueLine),
     Job(Box<JobLine>),
+    Cron(Box<CronLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -234,6 +244,15 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Cron(cron) => {
+                self.done.crons += 1;
+                match CronLine::of(&cron) {
+                    Ok(line) => self.line(&Line::Cron(Box::new(line))),
+                    Err(error) => {
+                        self.failure.get_or_insert_with(|| error.into());
+                    }
+                }
+            }
             Told::Outcome(_) => {}
         }
         match self.failure {
@@ -277,10 +296,7 @@ fn job_line(
     if let Some(fields) = spec.as_object_mut() {
         fields.remove("payload");
     }
-    let (text, base64) = match String::from_utf8(payload.to_vec()) {
-        Ok(text) => (Some(text), None),
-        Err(_binary) => (None, Some(STANDARD.encode(&payload))),
-    };
+    let (text, base64) = payload_out(&payload);
     Ok(JobLine {
         id: record.id,
         state: record.state,
@@ -300,6 +316,26 @@ fn job_line(
         payload_base64: base64,
         spec,
     })
+}
+
+/// A payload as text, or as base64 when it is none.
+pub(super) fn payload_out(payload: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(payload) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_binary) => (None, Some(STANDARD.encode(payload))),
+    }
+}
+
+/// A payload from either.
+pub(super) fn payload_in(text: Option<String>, base64: Option<String>) -> Result<Vec<u8>, String> {
+    match (text, base64) {
+        (Some(_), Some(_)) => Err("payload or payload_base64, not both".to_owned()),
+        (Some(text), None) => Ok(text.into_bytes()),
+        (None, Some(text)) => STANDARD
+            .decode(text)
+            .map_err(|error| format!("payload_base64: {error}")),
+        (None, None) => Ok(Vec::new()),
+    }
 }
 
 fn spec_of(record: &JobRecord, content: &Content, queue: QueueName) -> JobSpec {
@@ -368,6 +404,8 @@ struct Shard {
     directory: ShardDirectory,
     builder: Option<Builder>,
     queues: BTreeMap<(NamespaceName, QueueName), QueueNumber>,
+    crons: BTreeSet<(NamespaceName, CronName)>,
+    cron_numbers: BTreeSet<CronNumber>,
 }
 
 impl Importer<'_> {
@@ -392,6 +430,7 @@ impl Importer<'_> {
                 Line::Export(begin) => self.begin(&begin, number)?,
                 Line::Queue(queue) => self.queue(queue, number)?,
                 Line::Job(job) => self.job(*job, number)?,
+                Line::Cron(cron) => self.cron(*cron, number)?,
             }
             progress(self.done.jobs);
         }
@@ -452,6 +491,8 @@ impl Importer<'_> {
             directory,
             builder: Some(builder),
             queues: BTreeMap::new(),
+            crons: BTreeSet::new(),
+            cron_numbers: BTreeSet::new(),
         });
         Ok(())
     }
@@ -485,6 +526,21 @@ impl Importer<'_> {
         let whole = whole_job(line, &shard.queues).map_err(|what| invalid(at, &what))?;
         shard.take(Told::Job(Box::new(whole)))?;
         self.done.jobs += 1;
+        Ok(())
+    }
+
+    fn cron(&mut self, line: CronLine, at: u64) -> Result<(), UpkeepError> {
+        let shard = self.shard(at)?;
+        let cron = cron_of(line).map_err(|what| invalid(at, &what))?;
+        let names = (cron.namespace.clone(), cron.name.clone());
+        if !shard.crons.insert(names) || !shard.cron_numbers.insert(cron.number) {
+            return Err(invalid(
+                at,
+                "a cron entry with this name or number comes a second time",
+            ));
+        }
+        shard.take(Told::Cron(Box::new(cron)))?;
+        self.done.crons += 1;
         Ok(())
     }
 
@@ -529,14 +585,7 @@ fn whole_job(
     queues: &BTreeMap<(NamespaceName, QueueName), QueueNumber>,
 ) -> Result<WholeJob, String> {
     let spec: JobSpec = serde_json::from_value(line.spec).map_err(|error| error.to_string())?;
-    let payload = match (line.payload, line.payload_base64) {
-        (Some(_), Some(_)) => return Err("payload or payload_base64, not both".to_owned()),
-        (Some(text), None) => text.into_bytes(),
-        (None, Some(text)) => STANDARD
-            .decode(text)
-            .map_err(|error| format!("payload_base64: {error}"))?,
-        (None, None) => Vec::new(),
-    };
+    let payload = payload_in(line.payload, line.payload_base64)?;
     let names = (line.namespace, spec.queue.clone());
     let queue = queues.get(&names);
     let queue = *queue.ok_or_else(|| format!("the queue {} did not come before", names.1))?;

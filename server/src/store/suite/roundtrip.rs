@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::samples::*;
 use crate::store::{
     coding::Malformed,
+    cron,
     records::{self, HEADER_BYTES},
 };
 
@@ -104,6 +105,15 @@ proptest! {
         let read = |body: &[u8]| records::queue(queue.number, body);
         prop_assert!(fits(&body));
         prop_assert_eq!(read(&body), Ok(queue.clone()));
+        mangled(&body, at, read);
+    }
+
+    #[test]
+    fn crons(cron in any_cron(), at: usize) {
+        let body = body(|out| cron::put_cron(out, &cron));
+        let read = |body: &[u8]| cron::cron(cron.number, body);
+        prop_assert!(fits(&body), "{}", body.len());
+        prop_assert_eq!(read(&body), Ok(cron.clone()));
         mangled(&body, at, read);
     }
 

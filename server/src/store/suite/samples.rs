@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use ganger_engine::records::{
-    ACKS_PER_PART, Bits, Content, Entry, GroupNumber, HeadRecord, JobRecord, LEASES_PER_PART, Lane,
-    LeaseRecord, LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber,
-    QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
+    ACKS_PER_PART, Bits, Content, CronNumber, CronRecord, CronTimes, Entry, GroupNumber,
+    HeadRecord, INLINE_BYTES_MAX, JobRecord, LEASES_PER_PART, Lane, LeaseRecord, LeftRun,
+    OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
+    RunKey, SessionRecord,
 };
 use ganger_protocol::{
     DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
     Timestamp,
+    cron::{Misfire, Overlap},
     ids::Tag,
     job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
@@ -428,6 +430,55 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                 },
             },
         )
+}
+
+pub(super) fn any_cron() -> impl Strategy<Value = CronRecord> {
+    let times = prop_oneof![
+        duration().prop_map(CronTimes::Every),
+        ("[ -~]{0,128}", "[ -~]{0,128}").prop_map(|(expression, timezone)| {
+            CronTimes::Expression {
+                expression,
+                timezone,
+            }
+        }),
+    ];
+    let misfire = prop_oneof![Just(Misfire::Skip), Just(Misfire::Once), Just(Misfire::All)];
+    let overlap = prop_oneof![
+        Just(Overlap::Allow),
+        Just(Overlap::Skip),
+        Just(Overlap::QueueOne)
+    ];
+    let small = |content: &Content| content.bound_bytes() <= INLINE_BYTES_MAX;
+    let is_at = || prop::option::of(timestamp());
+    (
+        (any::<u64>(), name(), name(), times),
+        (misfire, any::<u32>(), overlap, duration(), any::<bool>()),
+        (is_at(), is_at(), is_at(), prop::option::of(any_job_id())),
+        (any::<u64>(), any::<u64>(), "[ -~]{0,256}"),
+        (name(), prop::option::of(0_u8..10)),
+        any_content().prop_filter("a small one", small),
+    )
+        .prop_map(|(who, how, when, tally, job, content)| CronRecord {
+            number: CronNumber(who.0),
+            namespace: who.1,
+            name: who.2,
+            times: who.3,
+            misfire: how.0,
+            misfire_max: how.1,
+            overlap: how.2,
+            jitter_ms: how.3,
+            paused: how.4,
+            next_at: when.0,
+            last_at: when.1,
+            queued_at: when.2,
+            last_job: when.3,
+            pushed: tally.0,
+            skipped: tally.1,
+            refused: tally.2,
+            queue: job.0,
+            priority: job.1,
+            content: Arc::new(content),
+        })
 }
 
 pub(super) fn any_error() -> impl Strategy<Value = JobError> {
