@@ -596,6 +596,35 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_a_unique_key_become_its_options() {
+        let unique = |arguments: &str| template(arguments).job("").unwrap().unique;
+        assert_eq!(unique("push k"), None);
+        let throttled = unique("push k --unique a --unique-ttl 1m --on-conflict reject").unwrap();
+        assert_eq!(
+            *throttled,
+            Unique {
+                until: UniqueUntil::Ttl,
+                ttl_ms: Some(DurationMs(60_000)),
+                on_conflict: OnConflict::Reject,
+                ..Unique::named("a".parse().unwrap())
+            }
+        );
+        let derived = unique("push k --unique-of kind,payload --unique-until start").unwrap();
+        assert_eq!(derived.of, [UniqueOf::Kind, UniqueOf::Payload]);
+        assert_eq!(derived.until, UniqueUntil::Start);
+        for wrong in [
+            "push k --unique-until start",
+            "push k --unique a --unique-of kind",
+            "push k --unique a --unique-until start --unique-ttl 1m",
+        ] {
+            assert!(
+                Line::try_parse_from(wrong.split_ascii_whitespace()).is_err(),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
     fn a_job_without_payload_has_none() {
         let job = template("push cleanup").job("").unwrap();
         assert_eq!((job.payload.len(), job.content_type), (0, None));
