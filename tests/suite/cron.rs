@@ -186,6 +186,11 @@ fn what_cannot_be_an_entry_is_refused_by_its_field_and_with_what_is_allowed() {
             "five fields",
         ),
         (
+            json!({ "every_ms": 1_000, "job": { "kind": "k", "unique": { "key": "u" } } }),
+            "job.unique",
+            "overlap",
+        ),
+        (
             json!({ "expression": "61 * * * *" }),
             "expression",
             "0..=59",
