@@ -24,7 +24,7 @@ pub(crate) fn make(data: &Path) {
     let mut plain = Connection::open(server.address);
     for at in 0..30_u64 {
         plain.push(json!({ "queue": "later", "kind": "k", "delay_ms": 3_600_000 + at }));
-        let payload = bin(&vec![7; 20_000]);
+        let payload = bin(vec![7; 20_000]);
         plain.push(json!({ "queue": "large", "kind": "k", "payload": payload }));
         plain.push(json!({ "queue": "bad", "kind": "k", "max_attempts": 1 + at % 2 }));
     }
