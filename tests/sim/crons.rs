@@ -112,7 +112,7 @@ impl World {
         }
     }
 
-    fn from_cron(&mut self) -> From {
+    fn next_from(&mut self) -> From {
         From {
             connection: self.connect(),
             namespace: namespace(),
@@ -140,7 +140,7 @@ impl World {
             entry.distances.push(distance);
         }
         let set = entry.set.clone();
-        let from = self.from_cron();
+        let from = self.next_from();
         self.trace.note(
             self.elapsed(),
             "cron entry {} is set, every {} ms",
@@ -219,7 +219,7 @@ impl World {
             true => Operation::CronPause(names),
             false => Operation::CronResume(names),
         };
-        let from = self.from_cron();
+        let from = self.next_from();
         let asked = Asked::Cron(AskedCron::Pause(nth, is_certain, is_paused, operation));
         self.request(&from, request, asked)
     }
@@ -235,7 +235,7 @@ impl World {
         let names = CronNames {
             names: vec![entry.set.name.clone()],
         };
-        let from = self.from_cron();
+        let from = self.next_from();
         let asked = Asked::Cron(AskedCron::Delete(nth, is_certain));
         self.request(&from, Operation::CronDelete(names), asked)
     }
@@ -243,7 +243,7 @@ impl World {
     /// The worker opens its session, acks what it has, or fetches.
     fn work_cron(&mut self) -> Checked {
         let Some((connection, session)) = self.crons.worker else {
-            let from = self.from_cron();
+            let from = self.next_from();
             let hello = SessionHello {
                 ttl_ms: Some(DurationMs(20_000)),
                 ..SessionHello::default()
@@ -331,7 +331,11 @@ impl World {
         let Some(entry) = entry.map(|nth| &self.crons.entries[nth]) else {
             return Err(format!("I2: there never was a cron entry {name:?}"));
         };
-        if !entry.distances.iter().any(|distance| at % distance == 0) {
+        if !entry
+            .distances
+            .iter()
+            .any(|distance| at.is_multiple_of(*distance))
+        {
             return Err(format!("I15: {at} is no time of {name}"));
         }
         if at > self.clock.latest() {
@@ -380,7 +384,7 @@ impl World {
     /// Looks at every entry after a restart and at the end: each has pushed what its queue counts,
     /// and none has gone back.
     pub fn audit_crons(&mut self) -> Checked {
-        let from = self.from_cron();
+        let from = self.next_from();
         let list = CronList {
             cursor: None,
             limit: 100,
@@ -453,7 +457,7 @@ impl World {
             self.pause_entry(nth, true)?;
         }
         self.settle()?;
-        let from = self.from_cron();
+        let from = self.next_from();
         for _ in 0..3_000 {
             self.tick(100)?;
             self.work_cron()?;
