@@ -130,6 +130,10 @@ pub struct CronView {
     pub jitter_ms: DurationMs,
     /// Whether it pushes nothing for now.
     pub paused: bool,
+    /// Whether it stands in the configuration of the server: only that changes it, and it goes
+    /// when it is taken out there. Absent means false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_file: bool,
     /// The next nominal times, jitter not added: one in a list, as many as were asked for of one
     /// entry. Empty when it is paused, or no time will come.
     #[serde(default)]

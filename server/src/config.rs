@@ -4,6 +4,7 @@
 //! `cache_bytes = "64MiB"`). Unknown fields are refused. Where values come from is
 //! `config/layers.rs`'s; what they do is for the files that are given them.
 
+mod cron;
 mod layers;
 pub mod units;
 
@@ -14,15 +15,22 @@ use std::{
     path::PathBuf,
 };
 
-use ganger_protocol::{DEFAULT_PORT, DurationMs, limits as protocol};
+use ganger_engine::cron::file::FileCron;
+use ganger_protocol::{DEFAULT_PORT, DurationMs, WireError, limits as protocol};
 use serde::{Deserialize, Deserializer, Serialize, de, ser::SerializeMap as _};
 
-pub use self::layers::{Layers, Setting};
 use self::units::{Size, Span};
+pub use self::{
+    cron::CronConfig,
+    layers::{Layers, Setting},
+};
 use crate::{
     auth::{TokenConfig, Verb},
     telemetry::{LogFormat, check_level},
 };
+
+/// Cron entries of a configuration at most.
+const FILE_CRONS_MAX: usize = 1_000;
 
 /// The configuration of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +61,8 @@ pub struct Config {
     pub heads: HeadsConfig,
     /// Who may do what.
     pub auth: AuthConfig,
+    /// Cron entries of which the configuration alone decides; at most 1 000.
+    pub cron: Vec<CronConfig>,
 }
 
 /// When a change is durable.
@@ -155,6 +165,7 @@ impl Default for Config {
             store: StoreConfig::default(),
             heads: HeadsConfig::default(),
             auth: AuthConfig::default(),
+            cron: Vec::new(),
         }
     }
 }
@@ -354,6 +365,7 @@ impl Config {
             self.heads.payload_bytes_max,
         )?;
         self.auth.check()?;
+        self.file_crons()?;
         let open = !self.listen.ip().to_canonical().is_loopback() && self.auth.token.is_empty();
         if open && !self.insecure_no_auth {
             return Err(ConfigError::OpenToAll {
@@ -361,6 +373,29 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// The cron entries, checked.
+    ///
+    /// # Errors
+    /// The first one that does not go.
+    pub fn file_crons(&self) -> Result<Vec<FileCron>, ConfigError> {
+        range("the count of [[cron]]", 0, FILE_CRONS_MAX, self.cron.len())?;
+        let limits = self.limits.announced();
+        let mut names = BTreeSet::new();
+        let mut checked = Vec::with_capacity(self.cron.len());
+        for cron in &self.cron {
+            let entry = format!("cron {}", cron.name);
+            if !names.insert((&cron.namespace, &cron.name)) {
+                return Err(value(&entry, "there are two entries of this name"));
+            }
+            let refused = |error: WireError| match error.field {
+                Some(field) => value(&format!("{entry}, {field}"), &error.message),
+                None => value(&entry, &error.message),
+            };
+            checked.push(cron.checked(&limits).map_err(refused)?);
+        }
+        Ok(checked)
     }
 
     /// What whoever starts this should know.
@@ -646,11 +681,14 @@ mod tests {
         assert_eq!(accepted(file(text)), Config::default());
         let set: toml::Table = toml::from_str(text).unwrap();
         let mut set: Vec<String> = layers::leaves(&set).into_keys().collect();
-        set.push("auth.token".to_owned());
+        set.extend(["auth.token", "cron"].map(str::to_owned));
         set.sort();
         let all: Vec<String> = Config::default().settings().into_keys().collect();
         assert_eq!(set, all);
-        for field in ["web", "id", "hash", "verbs", "namespaces", "queues"] {
+        let optional = "web id hash verbs namespaces queues name namespace expression timezone every \
+                        kind queue payload headers priority max_attempts timeout tags misfire \
+                        misfire_max overlap jitter paused";
+        for field in optional.split_whitespace() {
             assert!(text.contains(&format!("\n# {field} = ")), "{field}");
         }
     }
@@ -841,6 +879,58 @@ mod tests {
         );
         let message = refused(file(&token("a", "verbs = [\"pusch\"]")));
         assert!(message.ends_with("did you mean `push`?"), "{message}");
+    }
+
+    #[test]
+    fn a_cron_entry_has_the_fields_of_the_operation_in_the_words_of_the_file() {
+        let text = "[[cron]]\nname = \"nightly\"\nexpression = \"30 4 * * *\"\nkind = \"report\"\n\
+                    payload = { pages = [3, 4] }\ntimeout = \"10m\"\n";
+        let config = accepted(file(text));
+        assert_eq!(config.file_crons().unwrap().len(), 1);
+        let shown = &config.settings()["cron"];
+        assert!(shown.contains("30 4 * * *"), "{shown}");
+    }
+
+    #[test]
+    fn a_cron_entry_that_does_not_go_is_refused_by_its_name_and_field() {
+        let entry = |rest: &str| {
+            file(&format!(
+                "[[cron]]\nname = \"nightly\"\nkind = \"report\"\n{rest}\n"
+            ))
+        };
+        for (rest, message) in [
+            ("", "cron nightly, expression: name expression"),
+            ("expression = \"61 * * * *\"", "cron nightly, expression: "),
+            (
+                "expression = \"0 0 30 2 *\"",
+                "cron nightly, expression: none of its times comes",
+            ),
+            (
+                "expression = \"* * * * *\"\ntimezone = \"Berlin\"",
+                "cron nightly, timezone: ",
+            ),
+            (
+                "every = \"10ms\"",
+                "cron nightly, every_ms: every_ms must be 1000 to",
+            ),
+            (
+                "every = \"1m\"\npriority = 10",
+                "cron nightly, job.priority: ",
+            ),
+            ("every = \"1m\"\npayload = \"\"\"\n", "g.toml:"),
+            (
+                "every = \"1m\"\nevry = 1",
+                "g.toml:5:1: unknown field `evry`",
+            ),
+        ] {
+            let refused = refused(entry(rest));
+            assert!(refused.starts_with(message), "{refused}");
+        }
+        let twice = "[[cron]]\nname = \"a\"\nkind = \"k\"\nevery = \"1m\"\n".repeat(2);
+        assert_eq!(
+            refused(file(&twice)),
+            "cron a: there are two entries of this name"
+        );
     }
 
     #[test]

@@ -13,8 +13,9 @@ use crate::{
 
 /// Settings, or tables of settings, that a running server takes over. The level of the log is the
 /// command line's to change.
-const RELOADED: [&str; 9] = [
+const RELOADED: [&str; 10] = [
     "auth.token",
+    "cron",
     "limits.connections_max",
     "limits.connections_per_address_max",
     "limits.frame_timeout",
@@ -85,6 +86,7 @@ impl Control {
         };
         in_force.check()?;
         self.0.set_live(Live::new(new)?);
+        self.0.shards.take_file_crons(&new.file_crons()?);
         self.0.connections.end_strangers(&self.0.live().tokens);
         Ok(restart_needed(&old.settings(), &new.settings()))
     }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth::{Failures, NoRandomness, ServerSecret},
     clock::{Clock, Stopwatch},
-    config::{Config, Sync},
+    config::{Config, ConfigError, Sync},
     data_dir::{existing_shards, make_private_dir, shard_dir},
     driver::{Core, Pace, Shard, Shards, SharedNamespace},
     listener::{self, Connections},
@@ -179,6 +179,9 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The configuration does not go.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The system gave no random bytes.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -216,7 +219,10 @@ impl Server {
         let opening = Stopwatch::start();
         let clock = Clock::system();
         let fatal = CancellationToken::new();
+        let crons = config.file_crons()?;
         let (shards, secret, mut recovered) = open_shards(config, &clock, &fatal)?;
+        // Before the timers run: what was taken out of the file pushes nothing any more.
+        shards.take_file_crons(&crons);
         let tasks = Tasks::new();
         for shard in shards.iter() {
             shard.start(&tasks).map_err(ServeError::Thread)?;
@@ -429,13 +435,8 @@ fn engine_options(config: &Config, shard: u16, key: [u8; 32]) -> Options {
 
 /// The namespaces that a shard's store has.
 fn namespaces(recovered: &Recovered) -> BTreeSet<NamespaceName> {
-    let queues = recovered.queues.iter().map(|queue| queue.namespace.clone());
-    queues
-        .chain(
-            recovered
-                .sessions
-                .iter()
-                .map(|session| session.namespace.clone()),
-        )
-        .collect()
+    let queues = recovered.queues.iter().map(|queue| &queue.namespace);
+    let sessions = recovered.sessions.iter().map(|session| &session.namespace);
+    let crons = recovered.crons.iter().map(|cron| &cron.namespace);
+    queues.chain(sessions).chain(crons).cloned().collect()
 }

@@ -140,3 +140,21 @@ fn systemd_hears_of_start_life_reload_and_stop() {
     hear("STOPPING=1");
     assert!(process.wait().status.success());
 }
+
+#[test]
+fn a_cron_entry_of_the_file_is_there_until_a_reload_takes_it_out_and_nobody_else_may() {
+    let entry = "[[cron]]\nname = \"sweep\"\nevery = \"1h\"\nkind = \"sweep\"\n\
+                 payload = { older_than = \"7d\" }\n";
+    let mut server = Configured::start(entry);
+    let mut connection = Connection::connect(server.process.address);
+    connection.say_hello(json!({})).expect("it is let in");
+    let shown = connection.ok("cron_show", json!({ "name": "sweep" }));
+    assert_eq!(shown["from_file"], true);
+    let refused = connection.err("cron_delete", json!({ "names": ["sweep"] }));
+    assert_eq!(refused["code"], "conflict");
+    connection.ok("cron_run", json!({ "name": "sweep" }));
+
+    server.reload("", "configuration reloaded");
+    let gone = connection.err("cron_show", json!({ "name": "sweep" }));
+    assert_eq!(gone["code"], "not_found");
+}

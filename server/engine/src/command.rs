@@ -7,7 +7,10 @@ use ganger_protocol::{
     response::{Notice, ReplyBody},
 };
 
-use crate::records::{GroupNumber, ProducerNumber};
+use crate::{
+    cron::file::FileCron,
+    records::{GroupNumber, ProducerNumber},
+};
 
 /// Both clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -93,6 +96,8 @@ pub enum Command {
     },
     /// Groups up to this one are durable: fetches that carried answers in them are answered.
     Durable(GroupNumber),
+    /// The configuration has exactly these cron entries, all of namespaces of this shard.
+    FileCrons(Vec<FileCron>),
     /// Time has passed: fire what is due, a bounded slice of it.
     Tick,
 }

@@ -4,8 +4,10 @@
 //! next nominal time of each. When it is due, the pushes and the advance of the entry go into one
 //! group: over any crash a nominal time has pushed its job, or is still to come. No time at or
 //! before the last one ever comes again, so that a wall clock that is set back is waited for.
-//! Which instants an expression names is decided in [`rule`].
+//! Which instants an expression names is decided in [`rule`]; entries of the configuration come by
+//! [`file`].
 
+pub mod file;
 mod rule;
 
 use std::{
@@ -182,6 +184,7 @@ impl Entry {
             overlap: record.overlap,
             jitter_ms: record.jitter_ms,
             paused: record.paused,
+            from_file: record.from_file,
             next_at: next.collect(),
             last_at: record.last_at,
             last_job: record.last_job,
@@ -206,6 +209,7 @@ impl CronRecord {
             overlap: set.overlap,
             jitter_ms: set.jitter_ms,
             paused: set.paused.unwrap_or(false),
+            from_file: false,
             queue: set.job.queue.clone(),
             priority: set.job.priority,
             content: Arc::new(Content::from(set.job)),
@@ -271,22 +275,38 @@ impl Engine {
         let before = before.and_then(|number| self.crons.record(number)).cloned();
         let last = before.as_ref().and_then(|before| before.last_at);
         let Some(first) = rule.after(now.wall.max(last.unwrap_or_default())) else {
-            let message = "none of its times comes within four years";
-            return Err(WireError::bad_request("expression", message));
+            return Err(never());
         };
+        if let Some(before) = &before {
+            before.check_changeable()?;
+        }
         let number = match &before {
             Some(before) => before.number,
             None => self.new_cron()?,
         };
         let (namespace, paused) = (origin.namespace.clone(), set.paused);
-        let mut record = CronRecord::of(number, namespace, times, set);
+        let record = CronRecord::of(number, namespace, times, set);
         let bytes = record.content.bound_bytes();
         if bytes > INLINE_BYTES_MAX {
             return Err(WireError::too_large("job", INLINE_BYTES_MAX, bytes));
         }
         self.queue_for_push(&origin.namespace, &record.queue)
             .map_err(|error| error.within("job"))?;
-        let mut next_at = Some(first);
+        self.put_cron(record, Some(rule), Some(first), before, paused);
+        self.view_of(number, NEXT_SHOWN)
+    }
+
+    /// Puts an entry in the place of the one that it replaces. Its next time is `first`, unless that
+    /// one waits for one of the same times.
+    fn put_cron(
+        &mut self,
+        mut record: CronRecord,
+        rule: Option<Rule>,
+        first: Option<Timestamp>,
+        before: Option<CronRecord>,
+        paused: Option<bool>,
+    ) {
+        let (number, mut next_at) = (record.number, first);
         if let Some(before) = before {
             let unchanged = before.next_at.filter(|_| before.times == record.times);
             next_at = unchanged.or(next_at);
@@ -294,9 +314,13 @@ impl Engine {
             self.crons.remove(number);
         }
         let paused = record.paused;
-        self.crons.insert(record, Some(rule));
+        self.crons.insert(record, rule);
         self.set_next_time(number, next_at.filter(|_| !paused));
-        self.view_of(number, NEXT_SHOWN)
+    }
+
+    fn remove_cron(&mut self, number: CronNumber) {
+        self.set_next_time(number, None);
+        self.crons.remove(number);
     }
 
     /// The number of an entry to come, when there is room for one.
@@ -321,9 +345,8 @@ impl Engine {
         origin: &Origin,
         names: &CronNames,
     ) -> Result<ReplyBody, WireError> {
-        for number in self.crons_named(origin, names)? {
-            self.set_next_time(number, None);
-            self.crons.remove(number);
+        for number in self.crons_to_change(origin, names)? {
+            self.remove_cron(number);
         }
         Ok(ReplyBody::Done(Done {}))
     }
@@ -333,7 +356,7 @@ impl Engine {
         origin: &Origin,
         names: &CronNames,
     ) -> Result<ReplyBody, WireError> {
-        for number in self.crons_named(origin, names)? {
+        for number in self.crons_to_change(origin, names)? {
             self.drop_queued(number);
             if let Some(entry) = self.crons.entries.get_mut(&number) {
                 entry.record.paused = true;
@@ -349,7 +372,7 @@ impl Engine {
         origin: &Origin,
         names: &CronNames,
     ) -> Result<ReplyBody, WireError> {
-        for number in self.crons_named(origin, names)? {
+        for number in self.crons_to_change(origin, names)? {
             let Some(entry) = self.crons.entries.get_mut(&number) else {
                 continue;
             };
@@ -421,14 +444,18 @@ impl Engine {
         Ok(ReplyBody::Cron(Box::new(view)))
     }
 
-    fn crons_named(
+    fn crons_to_change(
         &self,
         origin: &Origin,
         names: &CronNames,
     ) -> Result<Vec<CronNumber>, WireError> {
         let names = names.names.iter();
         names
-            .map(|name| self.crons.named(&origin.namespace, name))
+            .map(|name| {
+                let number = self.crons.named(&origin.namespace, name)?;
+                let record = self.crons.record(number).ok_or_else(no_longer_there)?;
+                record.check_changeable().map(|()| number)
+            })
             .collect()
     }
 
@@ -609,6 +636,11 @@ pub(crate) fn timer(number: CronNumber, at: Timestamp) -> Timer {
 fn number_of(timer: &Timer) -> CronNumber {
     let [.., a, b, c, d, e, f, g, h] = timer.id;
     CronNumber(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+}
+
+fn never() -> WireError {
+    let message = "none of its times comes within four years";
+    WireError::bad_request("expression", message)
 }
 
 fn no_longer_there() -> WireError {

@@ -23,7 +23,7 @@ mod answer;
 mod backoff;
 pub mod change;
 pub mod command;
-mod cron;
+pub mod cron;
 mod dead;
 mod expiry;
 pub mod facts;
@@ -188,7 +188,7 @@ impl Engine {
                 self.needs_of_operation(now, origin, operation, facts)
             }
             Command::OpenSession { hello, .. } => self.needs_to_open(hello),
-            Command::Detach { .. } | Command::Durable(_) => Vec::new(),
+            Command::Detach { .. } | Command::Durable(_) | Command::FileCrons(_) => Vec::new(),
             Command::Tick => self.needs_of_tick(now, facts),
         };
         needs.retain(|need| !facts.contains(need));
@@ -232,6 +232,7 @@ impl Engine {
                 session,
             } => self.detach(connection, session),
             Command::Durable(group) => self.answer_durable(group, &mut outcome),
+            Command::FileCrons(crons) => self.take_file_crons(now, crons),
             Command::Tick => self.tick(now, facts, &mut outcome),
         }
         outcome

@@ -605,6 +605,8 @@ pub struct CronRecord {
     pub jitter_ms: DurationMs,
     /// Whether it pushes nothing for now.
     pub paused: bool,
+    /// Whether it stands in the configuration, and nobody else may change it.
+    pub from_file: bool,
     /// The queue of its jobs.
     pub queue: QueueName,
     /// The priority of its jobs.

@@ -460,6 +460,7 @@ impl World {
             Command::OpenSession { .. } => "hello",
             Command::Detach { .. } => "detach",
             Command::Durable(_) => "durable",
+            Command::FileCrons(_) => "file crons",
             Command::Tick => "tick",
         };
         let outcome = self.engine.apply(self.now, command, &facts);

@@ -317,6 +317,9 @@ fn text(entry: &CronView) -> String {
     rows.push(("overlap", entry.overlap.as_str().to_owned()));
     rows.push(("jitter", Span(entry.jitter_ms).to_string()));
     rows.push(("paused", entry.paused.to_string()));
+    if entry.from_file {
+        rows.push(("from", "the configuration of the server".to_owned()));
+    }
     rows.extend(entry.next_at.iter().map(|at| ("next at", view::time(*at))));
     if let Some(at) = entry.last_at {
         rows.push(("last at", view::time(at)));
@@ -397,6 +400,7 @@ mod tests {
             overlap: Overlap::QueueOne,
             jitter_ms: DurationMs::from_secs(30),
             paused: false,
+            from_file: false,
             next_at: vec![Timestamp(1_700_000_000_000)],
             last_at: Some(Timestamp(1_699_913_600_000)),
             last_job: None,

@@ -261,6 +261,7 @@ fn reload(
             ..old.log.clone()
         },
         auth: new.auth,
+        cron: new.cron,
         ..old.clone()
     })
 }

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use ganger_engine::{command::Command, cron::file::FileCron};
 use ganger_protocol::NamespaceName;
 
 use super::Shard;
@@ -69,6 +70,21 @@ impl Shards {
             }
         };
         self.shards.get(shard).map(Arc::clone)
+    }
+
+    /// Gives each shard the cron entries of the configuration that are its own.
+    pub fn take_file_crons(&self, crons: &[FileCron]) {
+        for cron in crons {
+            // A namespace that is new gets its home here.
+            self.home(cron.namespace());
+        }
+        for (number, shard) in self.shards.iter().enumerate() {
+            let homes = self.homes.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = |cron: &&FileCron| homes.get(cron.namespace()) == Some(&number);
+            let own = crons.iter().filter(own).cloned().collect();
+            drop(homes);
+            shard.submit([Command::FileCrons(own)]);
+        }
     }
 
     /// All of them.

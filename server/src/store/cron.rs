@@ -45,6 +45,7 @@ pub(super) fn put_cron(out: &mut Vec<u8>, cron: &CronRecord) {
     });
     put_varint(out, cron.jitter_ms.0);
     out.push(u8::from(cron.paused));
+    out.push(u8::from(cron.from_file));
     for at in [cron.next_at, cron.last_at, cron.queued_at] {
         put_optional(out, at.map(|at| at.0));
     }
@@ -101,11 +102,8 @@ pub(super) fn cron(number: CronNumber, body: &[u8]) -> Result<CronRecord, Malfor
         misfire_max,
         overlap,
         jitter_ms: DurationMs(reader.varint()?),
-        paused: match reader.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(Malformed("a cron entry is neither paused nor not")),
-        },
+        paused: flag(reader, "a cron entry is neither paused nor not")?,
+        from_file: flag(reader, "a cron entry neither stands in a file nor not")?,
         next_at: optional(reader)?.map(Timestamp),
         last_at: optional(reader)?.map(Timestamp),
         queued_at: optional(reader)?.map(Timestamp),
@@ -126,4 +124,12 @@ pub(super) fn cron(number: CronNumber, body: &[u8]) -> Result<CronRecord, Malfor
     };
     reader.end()?;
     Ok(record)
+}
+
+fn flag(reader: &mut Reader<'_>, neither: &'static str) -> Result<bool, Malformed> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Malformed(neither)),
+    }
 }

@@ -31,6 +31,8 @@ pub(super) struct CronLine {
     jitter_ms: DurationMs,
     #[serde(default)]
     paused: bool,
+    #[serde(default)]
+    from_file: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     next_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +86,7 @@ impl CronLine {
             overlap: cron.overlap,
             jitter_ms: cron.jitter_ms,
             paused: cron.paused,
+            from_file: cron.from_file,
             next_at: cron.next_at,
             last_at: cron.last_at,
             last_job: cron.last_job,
@@ -133,6 +136,7 @@ pub(super) fn cron_of(line: CronLine) -> Result<CronRecord, String> {
         overlap: line.overlap,
         jitter_ms: line.jitter_ms,
         paused: line.paused,
+        from_file: line.from_file,
         queue,
         priority,
         content: Arc::new(content),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use ganger_protocol::{
-    CronName, DurationMs, ErrorCode, JobSpec, Timestamp, WireError,
+    CronName, DurationMs, ErrorCode, JobSpec, NamespaceName, Timestamp, WireError,
     cron::{AT_HEADER, CronSet, CronView, Misfire, NAME_HEADER, Overlap},
     job::{GrantedJob, JobState},
+    limits::Limits,
     request::{CronList, CronNames, CronRun, CronShow, Operation},
     response::ReplyBody,
 };
@@ -14,6 +15,7 @@ use proptest::prelude::*;
 use crate::{
     Options,
     command::Command,
+    cron::file::FileCron,
     records::{GroupNumber, INLINE_BYTES_MAX},
     testing::{BEGIN, World, job, small},
 };
@@ -503,6 +505,81 @@ fn entries_are_listed_by_name_in_pages() {
     };
     let refused = world.ask(None, Operation::CronList(list)).unwrap_err();
     assert_eq!(refused.field.as_deref(), Some("cursor"));
+}
+
+/// The configuration has exactly these entries.
+fn configure(world: &mut World, entries: &[CronSet]) {
+    let of = |entry: &CronSet| {
+        FileCron::new(NamespaceName::default(), entry.clone(), &Limits::default())
+    };
+    let crons = entries.iter().map(of).collect::<Result<_, _>>().unwrap();
+    world.step(Command::FileCrons(crons));
+}
+
+#[test]
+fn an_entry_of_the_configuration_pushes_and_goes_with_it() {
+    let mut world = World::new();
+    configure(&mut world, &[minutely()]);
+    assert!(view(&mut world, 1).from_file);
+    world.live(DurationMs(40_000));
+    assert_eq!(view(&mut world, 1).pushed, 1);
+    configure(&mut world, &[]);
+    let show = CronShow {
+        name: name("tick"),
+        next: 1,
+    };
+    let gone = world.ask(None, Operation::CronShow(show)).unwrap_err();
+    assert_eq!(gone.code, ErrorCode::NotFound);
+}
+
+#[test]
+fn only_the_configuration_changes_its_entries() {
+    let mut world = World::new();
+    configure(&mut world, &[minutely()]);
+    for operation in [
+        Operation::CronSet(Box::new(every(60_000))),
+        Operation::CronDelete(names(&["tick"])),
+        Operation::CronPause(names(&["tick"])),
+        Operation::CronResume(names(&["tick"])),
+    ] {
+        let refused = world.ask(None, operation).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Conflict);
+        assert_eq!(refused.field.as_deref(), Some("name"));
+    }
+    world
+        .ask(None, Operation::CronRun(CronRun { name: name("tick") }))
+        .unwrap();
+}
+
+#[test]
+fn an_entry_that_stays_in_the_configuration_pushes_no_time_twice_over_restarts() {
+    let mut world = World::new();
+    configure(&mut world, &[minutely()]);
+    world.live(DurationMs(40_000));
+    world.reopen();
+    configure(&mut world, &[minutely()]);
+    assert_eq!(view(&mut world, 1).pushed, 1);
+    world.live(DurationMs(MINUTE));
+    assert_eq!(view(&mut world, 1).pushed, 2);
+}
+
+#[test]
+fn the_configuration_takes_an_entry_over_with_how_far_it_has_come() {
+    let mut world = World::new();
+    set(&mut world, minutely());
+    world
+        .ask(None, Operation::CronPause(names(&["tick"])))
+        .unwrap();
+    configure(&mut world, &[minutely()]);
+    let taken = view(&mut world, 1);
+    assert!(taken.from_file && !taken.paused);
+    assert_eq!(taken.next_at, [Timestamp(FIRST)]);
+    let paused = CronSet {
+        paused: Some(true),
+        ..minutely()
+    };
+    configure(&mut world, &[paused]);
+    assert!(view(&mut world, 1).paused);
 }
 
 #[test]

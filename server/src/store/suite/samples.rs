@@ -452,7 +452,13 @@ pub(super) fn any_cron() -> impl Strategy<Value = CronRecord> {
     let is_at = || prop::option::of(timestamp());
     (
         (any::<u64>(), name(), name(), times),
-        (misfire, any::<u32>(), overlap, duration(), any::<bool>()),
+        (
+            misfire,
+            any::<u32>(),
+            overlap,
+            duration(),
+            any::<[bool; 2]>(),
+        ),
         (is_at(), is_at(), is_at(), prop::option::of(any_job_id())),
         (any::<u64>(), any::<u64>(), "[ -~]{0,256}"),
         (name(), prop::option::of(0_u8..10)),
@@ -467,7 +473,8 @@ pub(super) fn any_cron() -> impl Strategy<Value = CronRecord> {
             misfire_max: how.1,
             overlap: how.2,
             jitter_ms: how.3,
-            paused: how.4,
+            paused: how.4[0],
+            from_file: how.4[1],
             next_at: when.0,
             last_at: when.1,
             queued_at: when.2,
