@@ -189,6 +189,7 @@ fn limits_of_the_server_go_before_those_of_the_protocol() {
             jobs: vec![job(0); jobs],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         })
     };
@@ -343,6 +344,7 @@ fn counts_of_a_request() {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new()); n],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         check(expected, &Operation::Push(push));
@@ -383,6 +385,7 @@ fn the_number_of_a_push() {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(n),
         };
         check(expected, &Operation::Push(push));

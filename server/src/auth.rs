@@ -782,6 +782,7 @@ mod tests {
                     jobs: vec![job],
                     atomic: false,
                     spread_ms: None,
+                    by: None,
                     seq: None,
                 }),
                 Verb::Push,

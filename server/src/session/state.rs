@@ -184,6 +184,7 @@ mod tests {
                 jobs: vec![],
                 atomic: false,
                 spread_ms: None,
+                by: None,
                 seq: None,
             }),
             Operation::Fetch(Fetch::default()),
@@ -292,6 +293,7 @@ mod tests {
             jobs: vec![],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(1),
         });
         let error = State::Open(OPEN).check(&push).unwrap_err();
