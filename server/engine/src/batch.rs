@@ -344,6 +344,27 @@ impl Engine {
         }
     }
 
+    /// Goes on with batches that are over by what became of their members while nobody looked, as in
+    /// a store that was repaired.
+    pub(crate) fn go_on_with_batches(&mut self, now: Now) {
+        let is_over = |record: &&BatchRecord| {
+            record.has_come_to(BatchEvent::Settled)
+                || record.completed_at.is_none() && record.has_come_to(BatchEvent::Complete)
+        };
+        let over: Vec<BatchId> = self
+            .batches
+            .iter()
+            .filter(is_over)
+            .map(|it| it.id)
+            .collect();
+        for id in over {
+            let before = self.batches.find(id).map(BatchRecord::standing);
+            if let Some(next) = before.and_then(|before| self.advance(now, id, before)) {
+                self.make_move(now, next, &Facts::default());
+            }
+        }
+    }
+
     /// What must be read to know a batch.
     pub(crate) fn need_of_batch(&self, id: BatchId) -> Option<Need> {
         let is_known =

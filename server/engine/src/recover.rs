@@ -85,6 +85,7 @@ impl Engine {
         for run in runs {
             engine.watch_straggler(run, now.mono);
         }
+        engine.go_on_with_batches(now);
         engine
     }
 
