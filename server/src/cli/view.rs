@@ -185,6 +185,7 @@ pub(super) mod tests {
             headers: [("traceparent".to_owned(), "00-1".to_owned())].into(),
             priority: 5,
             tags: vec!["vip".parse().unwrap()],
+            batch: None,
             pushed_at: Timestamp(1_700_000_000_000),
             expires_at: None,
             unique: None,
