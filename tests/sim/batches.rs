@@ -107,12 +107,12 @@ impl World {
             2..8 => self.fill_batch(None),
             8 | 9 => {
                 let count = self.batches.all.len();
-                match count {
-                    0 => Ok(()),
-                    _ => self.commit_batch(self.rng.usize(..count)),
+                match (count > 0).then(|| self.rng.usize(..count)) {
+                    Some(nth) => self.commit_batch(nth),
+                    None => Ok(()),
                 }
             }
-            10 => self.change_dead(),
+            10 => self.change_dead_members(),
             11 if self.rng.u32(..4) == 0 => {
                 self.trace
                     .note(self.elapsed(), "the worker of batches dies", &[]);
@@ -222,7 +222,7 @@ impl World {
     }
 
     /// Revives or purges some dead members of a batch.
-    fn change_dead(&mut self) -> Checked {
+    fn change_dead_members(&mut self) -> Checked {
         if self.batches.all.is_empty() {
             return Ok(());
         }
