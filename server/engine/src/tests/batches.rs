@@ -88,7 +88,7 @@ impl World {
         self.fail_with(worker, item);
     }
 
-    fn bury(&mut self, worker: SessionId, job: &GrantedJob) {
+    fn kill_with(&mut self, worker: SessionId, job: &GrantedJob) {
         let item = FailItem {
             dead: true,
             ..fail_item(job.id, job.lease)
@@ -281,7 +281,7 @@ fn a_discarded_member_is_deleted_and_a_dead_one_dead() {
     let batch = world.batch_of(2);
     let (first, second) = (world.take(worker), world.take(worker));
     world.discard(worker, &first);
-    world.bury(worker, &second);
+    world.kill_with(worker, &second);
     let counters = BatchCounters {
         total: 2,
         dead: 1,
@@ -334,7 +334,7 @@ fn a_revived_member_makes_its_batch_go_on_and_succeed_later() {
     let worker = world.worker();
     let batch = world.batch_of(1);
     let job = world.take(worker);
-    world.bury(worker, &job);
+    world.kill_with(worker, &job);
     assert_eq!(world.called(worker), ["complete", "settled"]);
     // The settled batch has to be read.
     world.reopen();
@@ -360,7 +360,7 @@ fn a_dead_member_that_is_removed_is_deleted() {
     let worker = world.worker();
     let batch = world.batch_of(1);
     let job = world.take(worker);
-    world.bury(worker, &job);
+    world.kill_with(worker, &job);
     let before = world.batch(batch);
     world.reopen();
     world.purge(only(job.id));
@@ -375,7 +375,7 @@ fn dead_members_that_a_queue_has_too_many_of_are_deleted() {
     let worker = world.worker();
     let batch = world.batch_of(1);
     let first = world.take(worker);
-    world.bury(worker, &first);
+    world.kill_with(worker, &first);
     world.reopen();
     let worker = world.worker();
     for _ in 0..DEAD_MAX_DEFAULT {
@@ -493,7 +493,7 @@ fn a_batch_within_a_batch_is_one_member_of_it() {
     assert_eq!((counters.total, counters.untried), (1, 1));
     let (first, second) = (world.take(worker), world.take(worker));
     world.ack(worker, &first);
-    world.bury(worker, &second);
+    world.kill_with(worker, &second);
     assert!(world.called(worker).is_empty(), "it is not committed");
     world.commit_batch(inner);
     assert_eq!(
@@ -526,7 +526,7 @@ fn a_dead_member_that_is_removed_moves_the_batches_above() {
     world.commit_batch(inner);
     world.commit_batch(outer);
     let job = world.take(worker);
-    world.bury(worker, &job);
+    world.kill_with(worker, &job);
     world.reopen();
     world.purge(only(job.id));
     let counters = world.counted(outer);
@@ -598,7 +598,7 @@ fn a_settled_batch_is_forgotten_after_seven_days() {
     let worker = world.worker();
     let batch = world.batch_of(1);
     let job = world.take(worker);
-    world.bury(worker, &job);
+    world.kill_with(worker, &job);
     world.called(worker);
     world.commit();
     world.live(DurationMs(7 * DAY.0 - 1));
@@ -714,7 +714,7 @@ enum Act {
     Ack,
     Fail,
     Release,
-    Bury,
+    Dead,
     Discard,
     Revive,
     Purge,
@@ -731,7 +731,7 @@ fn act() -> impl Strategy<Value = Act> {
         5 => Just(Act::Ack),
         2 => Just(Act::Fail),
         1 => Just(Act::Release),
-        2 => Just(Act::Bury),
+        2 => Just(Act::Dead),
         1 => Just(Act::Discard),
         2 => Just(Act::Revive),
         1 => Just(Act::Purge),
@@ -778,13 +778,13 @@ proptest! {
                     worker = world.worker();
                 }
                 Act::Seal => world.commit(),
-                Act::Ack | Act::Fail | Act::Release | Act::Bury | Act::Discard | Act::Add => {
+                Act::Ack | Act::Fail | Act::Release | Act::Dead | Act::Discard | Act::Add => {
                     let Some(job) = world.fetch(worker, "work", 1).pop() else { continue };
                     match act {
                         Act::Fail => { world.fail(worker, &job); }
                         Act::Release => { world.release(worker, &job, None); }
-                        Act::Bury => {
-                            world.bury(worker, &job);
+                        Act::Dead => {
+                            world.kill_with(worker, &job);
                             dead.push(job.id);
                         }
                         Act::Discard => world.discard(worker, &job),
