@@ -741,7 +741,7 @@ fn a_batch_to_be_opened() {
     };
     check_batch(Err((BAD, "by")), |open| open.by = Some(by));
     check_batch(Ok(()), |open| {
-        (open.by, open.parent) = (Some(by), Some(BatchId(1)))
+        (open.by, open.parent) = (Some(by), Some(BatchId(1)));
     });
 }
 

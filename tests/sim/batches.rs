@@ -18,7 +18,7 @@ use ganger_protocol::{
     job::GrantedJob,
     request::{
         Ack, AckItem, BatchList, BatchName, DeadSelect, Fail, FailItem, Fetch, LeaseRef, Operation,
-        Push, QueueList, Release, ReleaseItem, SessionHello,
+        Push, QueueList, Release, ReleaseItem, Resume, SessionHello,
     },
     response::{Counters, ReplyBody},
 };
@@ -51,6 +51,8 @@ pub struct Batches {
     /// Which job an event of a batch has pushed.
     calls: HashMap<(BatchId, BatchEvent), JobId>,
     worker: Option<(ConnectionId, SessionId)>,
+    /// The session that the worker goes on with once it has another connection.
+    session: Option<SessionId>,
     held: Vec<GrantedJob>,
     is_fetching: bool,
 }
@@ -66,7 +68,12 @@ struct Known {
 impl Batches {
     /// All connections are gone.
     pub fn server_ended(&mut self) {
-        self.forget_worker();
+        self.session = self
+            .worker
+            .take()
+            .map(|(_, session)| session)
+            .or(self.session);
+        self.is_fetching = false;
     }
 
     /// Whether a connection is that of the worker here.
@@ -76,6 +83,7 @@ impl Batches {
 
     fn forget_worker(&mut self) {
         self.worker = None;
+        self.session = None;
         self.held.clear();
         self.is_fetching = false;
     }
@@ -248,12 +256,22 @@ impl World {
                 true => DurationMs::from_hours(1),
                 false => DurationMs(20_000),
             };
+            let held: Vec<LeaseRef> = self.batches.held.iter().map(lease).collect();
+            let resume = self.batches.session.map(|id| Resume {
+                id,
+                secret: String::new(),
+                held,
+            });
             let hello = SessionHello {
                 ttl_ms: Some(ttl),
+                resume,
                 ..SessionHello::default()
             };
-            let opened = self.open_session(&from, hello)?;
-            self.batches.worker = opened.map(|opened| (from.connection, opened.id));
+            if let Some(opened) = self.open_session(&from, hello)? {
+                let is_kept = |job: &GrantedJob| !opened.lost.contains(&lease(job));
+                self.batches.held.retain(is_kept);
+                self.batches.worker = Some((from.connection, opened.id));
+            }
             return Ok(());
         };
         let from = From {

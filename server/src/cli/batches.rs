@@ -253,14 +253,14 @@ mod tests {
         args: OpenArgs,
     }
 
-    fn open(arguments: &[&str]) -> Result<BatchOpen, CliError> {
+    fn arguments(arguments: &[&str]) -> OpenArgs {
         let all = std::iter::once("open").chain(arguments.iter().copied());
-        Opening::try_parse_from(all).unwrap().args.open()
+        Opening::try_parse_from(all).unwrap().args
     }
 
     #[test]
     fn a_callback_is_a_kind_or_a_job() {
-        let open = open(&[
+        let open = arguments(&[
             "--queue",
             "reports",
             "--on-success",
@@ -268,6 +268,7 @@ mod tests {
             "--on-settled",
             "{\"kind\":\"sweep\",\"priority\":9}",
         ])
+        .open()
         .unwrap();
         let success = open.on_success.unwrap();
         assert_eq!(
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn what_is_neither_is_refused_with_the_flag() {
         for callback in ["no kind", "{\"priority\":1}", "{"] {
-            let error = open(&["--on-complete", callback]).unwrap_err();
+            let error = arguments(&["--on-complete", callback]).open().unwrap_err();
             assert!(
                 error.hint.unwrap().starts_with("--on-complete"),
                 "{callback}"
