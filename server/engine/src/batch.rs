@@ -246,7 +246,10 @@ impl Engine {
             };
             let before = record.standing();
             match from {
-                Some(from) => from.count(&mut record.counters, |count| *count -= 1),
+                // An import may have counted less than it brought.
+                Some(from) => from.count(&mut record.counters, |count| {
+                    *count = count.saturating_sub(1);
+                }),
                 None => record.counters.total += 1,
             }
             to.count(&mut record.counters, |count| *count += 1);

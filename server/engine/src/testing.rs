@@ -435,6 +435,8 @@ pub(crate) struct World {
     /// Replies that were not taken yet.
     pub(crate) replies: Vec<Reply>,
     pub(crate) notices: Vec<(ConnectionId, Notice)>,
+    /// Batches that were closed by their deadline.
+    pub(crate) lapsed: Vec<BatchId>,
 }
 
 /// Wall time at which every world begins.
@@ -464,6 +466,7 @@ impl World {
             requests: 0,
             replies: Vec::new(),
             notices: Vec::new(),
+            lapsed: Vec::new(),
         };
         world.commit();
         world
@@ -529,6 +532,7 @@ impl World {
             self.replies.push(reply);
         }
         self.notices.extend(outcome.notices);
+        self.lapsed.extend(outcome.lapsed.iter().map(|(_, id)| *id));
         outcome.session
     }
 

@@ -4,7 +4,7 @@ mod joining;
 mod random;
 
 use crate::{
-    Options,
+    Engine, Options,
     queue::DEAD_MAX_DEFAULT,
     records::GroupNumber,
     testing::{World, fail_item, fetch_of, job, lease_ref, small, tiny},
@@ -420,4 +420,29 @@ fn a_large_member_is_counted_after_a_restart() {
     let other = world.take(worker);
     world.ack(worker, &other);
     assert_eq!(world.called(worker), ALL);
+}
+
+#[test]
+fn a_start_goes_on_with_batches_whose_members_a_repair_could_not_save() {
+    let mut world = World::new();
+    let above = world.open_batch(with_callbacks());
+    let lost = world.open_batch(BatchOpen {
+        parent: Some(above),
+        ..with_callbacks()
+    });
+    world.push(member(lost));
+    world.commit_batch(lost);
+    world.commit_batch(above);
+    world.commit();
+    let mut recovered = world.store.recovered();
+    for batch in recovered.batches.iter_mut().filter(|it| it.id == lost) {
+        let counters = &mut batch.counters;
+        (counters.pending, counters.untried, counters.deleted) = (0, 0, 1);
+    }
+    world.engine = Engine::open(world.now, small(), recovered);
+    world.commit();
+    let worker = world.worker();
+    let events = ["complete", "settled"];
+    assert_eq!(world.called(worker), [events, events].concat());
+    assert_eq!(world.counted(above).deleted, 1);
 }

@@ -168,6 +168,7 @@ fn a_batch_that_nobody_commits_is_closed_after_a_day() {
     world.live(DurationMs(1));
     let view = world.batch(batch);
     assert_eq!((view.state, view.lapsed), (BatchState::Committed, true));
+    assert_eq!(world.lapsed, [batch]);
     let worker = world.worker();
     let job = world.take(worker);
     world.ack(worker, &job);
