@@ -75,7 +75,7 @@ impl BatchBuilder {
     ///
     /// ```no_run
     /// # fn example(client: ganger_client::Client) {
-    /// let batch = client.batch().on_settled(ganger_client::Job::new("clean up"));
+    /// let batch = client.batch().on_settled(ganger_client::Job::new("sweep"));
     /// # }
     /// ```
     #[must_use]
