@@ -581,6 +581,10 @@ impl Operation {
                 {
                     return Err(WireError::out_of_range("seq", 1, INTEGER_MAX, seq));
                 }
+                if push.by.is_some() && push.jobs.iter().all(|job| job.batch.is_none()) {
+                    let message = "by goes with jobs that name the batch of its job";
+                    return Err(WireError::bad_request("by", message));
+                }
                 check_delay("spread_ms", push.spread_ms)?;
                 check_count("jobs", 1, limits.items_max, push.jobs.len())
             }

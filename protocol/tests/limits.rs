@@ -776,6 +776,23 @@ fn the_callbacks_of_a_batch() {
 }
 
 #[test]
+fn a_lease_lets_only_jobs_with_a_batch_join() {
+    let mut job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    let push = |job: &JobSpec| {
+        Operation::Push(Push {
+            by: Some(LeaseRef {
+                job: JobId::from_bytes([0; 24]),
+                lease: LeaseId(1),
+            }),
+            ..Push::of(vec![job.clone()])
+        })
+    };
+    check(Err((BAD, "by")), &push(&job));
+    job.batch = Some(BatchId(1));
+    check(Ok(()), &push(&job));
+}
+
+#[test]
 fn lists_of_batches() {
     check_range("limit", 1..=1000, |expected, limit| {
         let list = BatchList {
