@@ -257,6 +257,10 @@ impl CronSet {
             let message = "a cron entry keeps its jobs apart by overlap, not by a unique key";
             return Err(WireError::bad_request("unique", message));
         }
+        if self.job.batch.is_some() {
+            let message = "a batch is over before a cron entry is";
+            return Err(WireError::bad_request("batch", message));
+        }
         let own = [NAME_HEADER, AT_HEADER];
         if let Some(header) = own.iter().find(|own| self.job.headers.contains_key(**own)) {
             let message = format!("the header {header} is the server's own");

@@ -27,6 +27,9 @@ pub enum IdError {
     /// A text that is not the 32 characters of a job id.
     #[error("a job id has 32 characters of base64url, as the server gave it")]
     Job,
+    /// A text that is not a batch id.
+    #[error("a batch id is what the server gave when the batch was opened")]
+    Batch,
     /// A text that is not a session id.
     #[error("a session id is what the server gave in `hello`")]
     Session,
@@ -203,18 +206,7 @@ impl FromStr for SessionId {
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0; 13];
-        let mut rest = self.0;
-        let mut start = digits.len();
-        while let Some(digit) = start.checked_sub(1).and_then(|at| digits.get_mut(at)) {
-            start -= 1;
-            *digit = char::from_digit((rest % 36) as u32, 36).map_or(b'0', |c| c as u8);
-            rest /= 36;
-            if rest == 0 {
-                break;
-            }
-        }
-        f.pad(std::str::from_utf8(digits.get(start..).unwrap_or_default()).unwrap_or_default())
+        pad_base36(f, self.0)
     }
 }
 
@@ -228,6 +220,54 @@ impl<'de> Deserialize<'de> for SessionId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(FromText::new("a session id"))
     }
+}
+
+/// A batch. Opaque text on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+impl FromStr for BatchId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        match u64::from_str_radix(text, 36) {
+            Ok(number) if !text.starts_with('+') => Ok(Self(number)),
+            Ok(_) | Err(_) => Err(IdError::Batch),
+        }
+    }
+}
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        pad_base36(f, self.0)
+    }
+}
+
+impl Serialize for BatchId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BatchId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(FromText::new("a batch id"))
+    }
+}
+
+fn pad_base36(f: &mut fmt::Formatter<'_>, number: u64) -> fmt::Result {
+    let mut digits = [0; 13];
+    let mut rest = number;
+    let mut start = digits.len();
+    while let Some(digit) = start.checked_sub(1).and_then(|at| digits.get_mut(at)) {
+        start -= 1;
+        *digit = char::from_digit((rest % 36) as u32, 36).map_or(b'0', |c| c as u8);
+        rest /= 36;
+        if rest == 0 {
+            break;
+        }
+    }
+    f.pad(std::str::from_utf8(digits.get(start..).unwrap_or_default()).unwrap_or_default())
 }
 
 /// A legal name, cheap to clone.
@@ -459,6 +499,15 @@ mod tests {
             assert_eq!(SessionId(number).to_string().parse(), Ok(SessionId(number)));
         }
         assert_eq!("-".parse::<SessionId>(), Err(IdError::Session));
+    }
+
+    #[test]
+    fn a_batch_id_reads_back_from_its_text() {
+        for number in [1, 36, u64::MAX] {
+            assert_eq!(BatchId(number).to_string().parse(), Ok(BatchId(number)));
+        }
+        assert_eq!("+1".parse::<BatchId>(), Err(IdError::Batch));
+        assert_eq!("nightly!".parse::<BatchId>(), Err(IdError::Batch));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{ErrorCode, WireError},
-    ids::{JobId, Kind, LeaseId, QueueName, Tag},
+    ids::{BatchId, JobId, Kind, LeaseId, QueueName, Tag},
     limits::{self, Limits},
     retry::RetryPolicy,
     time::{DurationMs, INTEGER_MAX, Timestamp},
@@ -66,9 +66,9 @@ pub struct JobSpec {
     /// Refused in this version: the fairness key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Tag>,
-    /// Refused in this version: the batch.
+    /// The batch that it joins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch: Option<Tag>,
+    pub batch: Option<BatchId>,
     /// Refused in this version: the jobs to wait for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Tag>,
@@ -284,7 +284,6 @@ impl JobSpec {
     fn check_served(&self) -> Result<(), WireError> {
         let unserved = [
             ("key", self.key.is_some()),
-            ("batch", self.batch.is_some()),
             ("after", !self.after.is_empty()),
             ("retain_ms", self.retain_ms.is_some()),
         ];
@@ -446,6 +445,9 @@ pub struct GrantedJob {
     /// As they were pushed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Tag>,
+    /// The batch that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
 }
 
 /// A job as it is shown to a person.
@@ -486,6 +488,9 @@ pub struct JobView {
     /// Its unique key, held or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Box<Unique>>,
+    /// The batch that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,

@@ -9,6 +9,7 @@
 //! This crate knows nothing about queues that exist, leases that live or disks. What a message
 //! means is decided in `ganger-engine`; how it travels, in the server's `session`.
 
+pub mod batch;
 #[cfg(feature = "codec")]
 pub mod codec;
 pub mod cron;
@@ -29,7 +30,9 @@ mod write;
 
 pub use bytes::Bytes;
 pub use error::{ErrorCode, WireError};
-pub use ids::{CronName, JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId};
+pub use ids::{
+    BatchId, CronName, JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId,
+};
 pub use job::JobSpec;
 pub use retry::RetryPolicy;
 pub use time::{DurationMs, Timestamp};

@@ -134,6 +134,25 @@ pub const CRON_TEXT_BYTES_MAX: usize = 128;
 /// Times that one request may ask for of a cron entry.
 pub const CRON_NEXT_MAX: usize = 100;
 
+/// Bytes of a batch's description.
+pub const BATCH_TEXT_BYTES_MAX: usize = 256;
+
+/// Bytes of the callbacks of a batch together. They stand in its record, which each change of its
+/// counters writes anew.
+pub const BATCH_CALLBACKS_BYTES_MAX: usize = 5 << 10;
+
+/// Batches of a shard that are not settled, of up to 6 KiB each. They are held in memory.
+pub const BATCHES_MAX: usize = 10_000;
+
+/// Batches within batches: a batch without a parent has the depth 1.
+pub const BATCH_DEPTH_MAX: usize = 8;
+
+/// How long a batch may stay open; then the server commits it.
+pub const BATCH_OPEN_MAX: DurationMs = DurationMs::from_hours(24);
+
+/// How long a batch stays visible once it is settled.
+pub const BATCH_RETENTION: DurationMs = DurationMs::from_hours(24 * 7);
+
 /// Redirects that a client follows for one connection.
 pub const REDIRECTS_MAX: usize = 3;
 

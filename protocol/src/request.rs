@@ -9,10 +9,11 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    batch::BatchOpen,
     cron::CronSet,
     error::{ErrorCode, WireError},
     frame,
-    ids::{CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
+    ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
     read,
@@ -117,6 +118,14 @@ operations! {
     CronResume(CronNames) = "cron_resume",
     /// Pushes the job of a cron entry now.
     CronRun(CronRun) = "cron_run",
+    /// Opens a batch.
+    BatchOpen(Box<BatchOpen>) = "batch_open",
+    /// Closes a batch for members from outside.
+    BatchCommit(BatchName) = "batch_commit",
+    /// Shows a batch.
+    BatchShow(BatchName) = "batch_show",
+    /// Lists batches.
+    BatchList(BatchList) = "batch_list",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -221,6 +230,9 @@ pub struct Push {
     /// N later by `spread_ms · n / N`. At most ten years; absent means all at their times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_ms: Option<DurationMs>,
+    /// A lease of a job of the batch that these jobs name: lets them join it after its commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<LeaseRef>,
     /// The producer's number of this push, from 1; absent gives up exactly-once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
@@ -233,6 +245,7 @@ impl Push {
             jobs,
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         }
     }
@@ -468,6 +481,27 @@ pub struct CronRun {
     pub name: CronName,
 }
 
+/// Names a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchName {
+    /// The batch.
+    pub batch: BatchId,
+}
+
+/// Lists batches in the order in which they were opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchList {
+    /// Those that are settled instead of those that are not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub settled: bool,
+    /// Where the last page ended, as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Rows of the page, 1…1000; default 100.
+    #[serde(default = "page")]
+    pub limit: u32,
+}
+
 /// Shows totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {}
@@ -547,6 +581,10 @@ impl Operation {
                 {
                     return Err(WireError::out_of_range("seq", 1, INTEGER_MAX, seq));
                 }
+                if push.by.is_some() && push.jobs.iter().all(|job| job.batch.is_none()) {
+                    let message = "by goes with jobs that name the batch of its job";
+                    return Err(WireError::bad_request("by", message));
+                }
                 check_delay("spread_ms", push.spread_ms)?;
                 check_count("jobs", 1, limits.items_max, push.jobs.len())
             }
@@ -578,7 +616,11 @@ impl Operation {
             }
             Self::CronList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::CronShow(show) => check_range("next", 0, limits::CRON_NEXT_MAX, show.next),
-            Self::CronRun(CronRun { .. })
+            Self::BatchOpen(open) => open.check(limits),
+            Self::BatchList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
+            Self::BatchCommit(BatchName { .. })
+            | Self::BatchShow(BatchName { .. })
+            | Self::CronRun(CronRun { .. })
             | Self::Heartbeat(Heartbeat {})
             | Self::Goodbye(Goodbye {})
             | Self::JobGet(JobGet { .. })

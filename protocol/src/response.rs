@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    batch::BatchView,
     cron::CronView,
     error::WireError,
     frame,
@@ -303,6 +304,17 @@ pub struct CronRunReply {
     pub id: JobId,
 }
 
+/// Answers `batch_list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchesReply {
+    /// In the order in which they were opened; of the settled ones a page may have fewer than were
+    /// asked for.
+    pub batches: Vec<BatchView>,
+    /// Where the next page begins; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
 /// Answers `stats`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsReply {
@@ -377,6 +389,10 @@ replies! {
     Crons(CronsReply) = "cron_list",
     /// To `cron_run`.
     CronRun(CronRunReply) = "cron_run",
+    /// To `batch_open`, `batch_commit` and `batch_show`.
+    Batch(Box<BatchView>) = "batch_open" | "batch_commit" | "batch_show",
+    /// To `batch_list`.
+    Batches(BatchesReply) = "batch_list",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.

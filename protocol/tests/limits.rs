@@ -8,7 +8,9 @@
 
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
-    DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp, WireError,
+    BatchId, DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp,
+    WireError,
+    batch::{BatchOpen, EVENT_HEADER},
     cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
     frame,
     job::{Unique, UniqueOf, UniqueUntil},
@@ -189,6 +191,7 @@ fn limits_of_the_server_go_before_those_of_the_protocol() {
             jobs: vec![job(0); jobs],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         })
     };
@@ -255,7 +258,6 @@ fn fields_that_are_not_served_are_refused_by_name() {
     let name = || "name".parse().unwrap();
     let refused = |field| Err((ErrorCode::UnsupportedOp, field));
     check_job(refused("key"), |job| job.key = Some(name()));
-    check_job(refused("batch"), |job| job.batch = Some(name()));
     check_job(refused("after"), |job| job.after = vec![name()]);
     check_job(refused("retain_ms"), |job| {
         job.retain_ms = Some(DurationMs(0));
@@ -343,6 +345,7 @@ fn counts_of_a_request() {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new()); n],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         check(expected, &Operation::Push(push));
@@ -383,6 +386,7 @@ fn the_number_of_a_push() {
             jobs: vec![JobSpec::new("kind".parse().unwrap(), Bytes::new())],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(n),
         };
         check(expected, &Operation::Push(push));
@@ -665,6 +669,9 @@ fn the_job_of_a_cron_entry() {
     check_cron(Err((BAD, "job.delay_ms")), |entry| {
         entry.job.delay_ms = Some(DurationMs(1));
     });
+    check_cron(Err((BAD, "job.batch")), |entry| {
+        entry.job.batch = Some(BatchId(1));
+    });
     check_cron(Err((BAD, "job.priority")), |entry| {
         entry.job.priority = Some(10);
     });
@@ -712,6 +719,88 @@ fn requests_about_cron_entries() {
         let next = u32::try_from(next).unwrap();
         let name = "nightly".parse().unwrap();
         check(expected, &Operation::CronShow(CronShow { name, next }));
+    });
+}
+
+#[track_caller]
+fn check_batch(expected: Outcome, change: impl FnOnce(&mut BatchOpen)) {
+    let mut open = BatchOpen::default();
+    change(&mut open);
+    check(expected, &Operation::BatchOpen(Box::new(open)));
+}
+
+#[test]
+fn a_batch_to_be_opened() {
+    check_batch(Ok(()), |_| {});
+    for (length, expected) in [(256, Ok(())), (257, Err((LARGE, "description")))] {
+        check_batch(expected, |open| open.description = "x".repeat(length));
+    }
+    let by = LeaseRef {
+        job: JobId::from_bytes([0; 24]),
+        lease: LeaseId(1),
+    };
+    check_batch(Err((BAD, "by")), |open| open.by = Some(by));
+    check_batch(Ok(()), |open| {
+        (open.by, open.parent) = (Some(by), Some(BatchId(1)));
+    });
+}
+
+#[test]
+fn the_callbacks_of_a_batch() {
+    let callback = |change: fn(&mut JobSpec)| {
+        let mut job = JobSpec::new("call".parse().unwrap(), Bytes::new());
+        change(&mut job);
+        Some(Box::new(job))
+    };
+    check_batch(Ok(()), |open| open.on_complete = callback(|_| {}));
+    check_batch(Err((BAD, "on_complete.run_at")), |open| {
+        open.on_complete = callback(|job| job.run_at = Some(Timestamp(1)));
+    });
+    check_batch(Err((BAD, "on_success.delay_ms")), |open| {
+        open.on_success = callback(|job| job.delay_ms = Some(DurationMs(1)));
+    });
+    check_batch(Err((BAD, "on_settled.unique")), |open| {
+        open.on_settled = callback(|job| job.unique = Some(Box::default()));
+    });
+    check_batch(Err((BAD, "on_settled.batch")), |open| {
+        open.on_settled = callback(|job| job.batch = Some(BatchId(1)));
+    });
+    check_batch(Err((BAD, "on_settled.priority")), |open| {
+        open.on_settled = callback(|job| job.priority = Some(10));
+    });
+    check_batch(Err((BAD, "on_settled.headers")), |open| {
+        open.on_settled = callback(|job| {
+            job.headers.insert(EVENT_HEADER.to_owned(), String::new());
+        });
+    });
+}
+
+#[test]
+fn a_lease_lets_only_jobs_with_a_batch_join() {
+    let mut job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    let push = |job: &JobSpec| {
+        Operation::Push(Push {
+            by: Some(LeaseRef {
+                job: JobId::from_bytes([0; 24]),
+                lease: LeaseId(1),
+            }),
+            ..Push::of(vec![job.clone()])
+        })
+    };
+    check(Err((BAD, "by")), &push(&job));
+    job.batch = Some(BatchId(1));
+    check(Ok(()), &push(&job));
+}
+
+#[test]
+fn lists_of_batches() {
+    check_range("limit", 1..=1000, |expected, limit| {
+        let list = BatchList {
+            settled: false,
+            cursor: None,
+            limit: u32::try_from(limit).unwrap(),
+        };
+        check(expected, &Operation::BatchList(list));
     });
 }
 

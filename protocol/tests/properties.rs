@@ -10,8 +10,9 @@ use std::{collections::BTreeMap, fs};
 
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
-    DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy, SessionId,
-    Timestamp,
+    BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy,
+    SessionId, Timestamp,
+    batch::BatchOpen,
     cron::{CronSet, Misfire, Overlap},
     frame, fuzzing,
     ids::Tag,
@@ -126,7 +127,7 @@ fn job() -> impl Strategy<Value = JobSpec> {
         option::of(at()),
         option::of(unique()),
         option::of(name::<Tag>()),
-        option::of(name::<Tag>()),
+        option::of(any::<u64>().prop_map(BatchId)),
         vec(name::<Tag>(), 0..3),
         option::of(ms()),
     );
@@ -260,6 +261,28 @@ fn select() -> impl Strategy<Value = DeadSelect> {
         })
 }
 
+fn batch_open() -> impl Strategy<Value = BatchOpen> {
+    let callback = || option::of(job().prop_map(Box::new));
+    let parent = (any::<u64>(), job_id(), lease());
+    (
+        ".{0,20}",
+        callback(),
+        callback(),
+        callback(),
+        option::of(parent),
+    )
+        .prop_map(
+            |(description, on_complete, on_success, on_settled, parent)| BatchOpen {
+                description,
+                on_complete,
+                on_success,
+                on_settled,
+                parent: parent.map(|(parent, ..)| BatchId(parent)),
+                by: parent.map(|(_, job, lease)| LeaseRef { job, lease }),
+            },
+        )
+}
+
 fn cron() -> impl Strategy<Value = CronSet> {
     let misfire = prop_oneof![Just(Misfire::Skip), Just(Misfire::Once), Just(Misfire::All)];
     let overlap = prop_oneof![
@@ -308,12 +331,14 @@ fn operation() -> impl Strategy<Value = Operation> {
             vec(job(), 0..4),
             any::<bool>(),
             option::of(ms()),
+            option::of((job_id(), lease()).prop_map(|(job, lease)| LeaseRef { job, lease })),
             option::of(0..=INTEGER_MAX)
         )
-            .prop_map(|(jobs, atomic, spread_ms, seq)| Operation::Push(Push {
+            .prop_map(|(jobs, atomic, spread_ms, by, seq)| Operation::Push(Push {
                 jobs,
                 atomic,
                 spread_ms,
+                by,
                 seq
             })),
         fetch().prop_map(Operation::Fetch),
@@ -337,6 +362,20 @@ fn operation() -> impl Strategy<Value = Operation> {
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueuePause(QueueNames { queues })),
         vec(name(), 0..4).prop_map(|queues| Operation::QueueResume(QueueNames { queues })),
+        batch_open().prop_map(|open| Operation::BatchOpen(Box::new(open))),
+        any::<u64>().prop_map(|batch| Operation::BatchCommit(BatchName {
+            batch: BatchId(batch)
+        })),
+        any::<u64>().prop_map(|batch| Operation::BatchShow(BatchName {
+            batch: BatchId(batch)
+        })),
+        (any::<bool>(), option::of(".{0,10}"), any::<u32>()).prop_map(
+            |(settled, cursor, limit)| Operation::BatchList(BatchList {
+                settled,
+                cursor,
+                limit,
+            })
+        ),
         cron().prop_map(|set| Operation::CronSet(Box::new(set))),
         vec(name(), 0..4).prop_map(|names| Operation::CronDelete(CronNames { names })),
         vec(name(), 0..4).prop_map(|names| Operation::CronPause(CronNames { names })),
@@ -437,7 +476,7 @@ proptest! {
         if job.check(&limits).is_ok() {
             prop_assert!(job.priority.is_none_or(|priority| priority <= PRIORITY_MAX));
             prop_assert!(job.headers.iter().all(|(k, v)| k.len() + v.len() <= HEADERS_BYTES_MAX));
-            prop_assert!(job.key.is_none() && job.batch.is_none() && job.retain_ms.is_none());
+            prop_assert!(job.key.is_none() && job.after.is_empty() && job.retain_ms.is_none());
         }
     }
 }

@@ -22,6 +22,7 @@ use ganger_engine::{
 };
 use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, QueuePattern, SessionId, Timestamp, WireError,
+    batch::BatchEvent,
     request::{Auth, Operation},
 };
 use hmac::{Hmac, Mac};
@@ -128,7 +129,9 @@ impl Verb {
     pub const fn needed_by(operation: &Operation) -> Option<Self> {
         match operation {
             Operation::Hello(_) => None,
-            Operation::Push(_) => Some(Self::Push),
+            Operation::Push(_) | Operation::BatchOpen(_) | Operation::BatchCommit(_) => {
+                Some(Self::Push)
+            }
             Operation::Fetch(_)
             | Operation::Ack(_)
             | Operation::Fail(_)
@@ -141,6 +144,8 @@ impl Verb {
             | Operation::QueueList(_)
             | Operation::CronList(_)
             | Operation::CronShow(_)
+            | Operation::BatchShow(_)
+            | Operation::BatchList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -514,6 +519,14 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         Operation::QueueList(list) => {
             Some(list.pattern.clone().unwrap_or_else(all)).filter(missing)
         }
+        // Jobs join a batch by a push, and its callbacks are pushed for whoever opened it.
+        Operation::BatchOpen(open) => {
+            let callbacks = BatchEvent::ALL.into_iter();
+            let mut queues = callbacks.filter_map(|event| Some(&open.callback(event)?.queue));
+            queues
+                .find(|queue| !own.iter().any(|own| own.matches(queue)))
+                .and_then(named)
+        }
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
         | Operation::CronDelete(_)
@@ -522,6 +535,8 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::CronPause(_)
         | Operation::CronResume(_)
         | Operation::CronRun(_)
+        | Operation::BatchShow(_)
+        | Operation::BatchList(_)
         | Operation::JobGet(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)
@@ -531,6 +546,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::Extend(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
+        | Operation::BatchCommit(_)
         | Operation::Backup(_) => None,
     }
 }
@@ -705,12 +721,13 @@ fn mac(key: &[u8; SECRET_BYTES], parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        JobId, JobSpec, LeaseId, QueueName,
+        BatchId, JobId, JobSpec, LeaseId, QueueName,
+        batch::BatchOpen,
         cron::CronSet,
         request::{
-            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
-            Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList, QueueNames, Release,
-            Stats,
+            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
+            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList,
+            QueueNames, Release, Stats,
         },
     };
 
@@ -773,6 +790,11 @@ mod tests {
         let pattern = Some(name.parse().unwrap());
         let cron = || "nightly".parse().unwrap();
         let set = CronSet::new(cron(), job.clone());
+        let open = BatchOpen {
+            on_settled: Some(Box::new(job.clone())),
+            ..BatchOpen::default()
+        };
+        let batch = BatchName { batch: BatchId(1) };
         let crons = CronNames {
             names: vec![cron()],
         };
@@ -782,6 +804,7 @@ mod tests {
                     jobs: vec![job],
                     atomic: false,
                     spread_ms: None,
+                    by: None,
                     seq: None,
                 }),
                 Verb::Push,
@@ -820,6 +843,17 @@ mod tests {
                 }),
                 Verb::Inspect,
             ),
+            (Operation::BatchOpen(Box::new(open)), Verb::Push),
+            (Operation::BatchCommit(batch), Verb::Push),
+            (Operation::BatchShow(batch), Verb::Inspect),
+            (
+                Operation::BatchList(BatchList {
+                    settled: false,
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
             (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
@@ -854,10 +888,18 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session; ids, totals, cron entries and a
-        // backup need all queues.
-        let bound = ["ack", "fail", "release", "extend", "heartbeat", "goodbye"];
-        let for_all = ["job_get", "stats", "backup"];
+        // What names no queue but a lease is bound to the session, and a commit to who knows the
+        // batch; ids, totals, cron entries and a backup need all queues.
+        let bound = [
+            "ack",
+            "fail",
+            "release",
+            "extend",
+            "heartbeat",
+            "goodbye",
+            "batch_commit",
+        ];
+        let for_all = ["job_get", "stats", "backup", "batch_show", "batch_list"];
         for (name, own) in [
             ("mail.eu", true),
             ("sms", true),

@@ -4,6 +4,7 @@
 //! themselves. What happens inside of a shard is the store's business; how progress and results
 //! look, the command line's.
 
+mod batches;
 mod compact;
 mod crons;
 mod doctor;

@@ -150,6 +150,7 @@ impl<'a> Producer<'a> {
                 .collect(),
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(seq),
         })
     }

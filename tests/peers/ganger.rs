@@ -211,6 +211,7 @@ impl GangerProducer {
             jobs,
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         let reply: PushReply = self.connection.call(Operation::Push(push)).await?.read()?;

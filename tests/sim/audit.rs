@@ -63,7 +63,8 @@ impl World {
         for queue in 0..self.plan.queues.len() {
             self.audit_queue(queue, &seen)?;
         }
-        self.audit_crons()
+        self.audit_crons()?;
+        self.audit_batches()
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
@@ -195,6 +196,7 @@ impl World {
             self.pause(queue, false)?;
         }
         self.drain_crons()?;
+        self.drain_batches()?;
         for nth in 0..self.clients.producers.len() {
             self.connect_producer(nth);
             self.send_again(nth)?;

@@ -6,6 +6,7 @@ use ganger_engine::command::{ConnectionId, Producer};
 use ganger_protocol::{JobId, LeaseId, NamespaceName, SessionId, WireError, response::ReplyBody};
 
 use crate::{
+    batches::AskedBatch,
     crons::AskedCron,
     history::{Answered, Checked, Presence},
     plan::Plan,
@@ -47,6 +48,7 @@ pub enum Asked {
         operation: u64,
     },
     Cron(AskedCron),
+    Batch(AskedBatch),
     Anything,
     /// Kept for whoever asked.
     Audit,

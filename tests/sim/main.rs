@@ -9,6 +9,7 @@
 
 mod administrators;
 mod audit;
+mod batches;
 mod clients;
 mod clock;
 mod crons;

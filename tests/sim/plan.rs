@@ -42,6 +42,7 @@ pub struct Plan {
     pub clock_weight: u32,
     pub trouble_weight: u32,
     pub cron_weight: u32,
+    pub batch_weight: u32,
 }
 
 const NAMES: [&str; 4] = ["mail", "mail.eu", "sms", "default"];
@@ -92,6 +93,7 @@ impl Plan {
             clock_weight: rng.u32(0..5),
             trouble_weight: [0, 1, 1, 3][rng.usize(..4)],
             cron_weight: [0, 4, 12][rng.usize(..3)],
+            batch_weight: [0, 6, 20][rng.usize(..3)],
         }
     }
 }

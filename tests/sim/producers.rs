@@ -227,6 +227,7 @@ impl World {
             jobs: entry.jobs.clone().map(|job| self.spec(job)).collect(),
             atomic: entry.is_atomic,
             spread_ms: None,
+            by: None,
             seq: entry.seq,
         });
         let (seq, count) = (entry.seq.unwrap_or_default(), entry.jobs.len() as u64);

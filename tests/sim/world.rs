@@ -21,6 +21,7 @@ use ganger_server::{
 };
 
 use crate::{
+    batches::Batches,
     clients::{Asked, Clients, Held},
     clock::Clock,
     crons::Crons,
@@ -41,6 +42,7 @@ pub struct World {
     pub history: History,
     pub clients: Clients,
     pub crons: Crons,
+    pub batches: Batches,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
     pub server: Option<Server>,
@@ -123,6 +125,7 @@ impl World {
             history: History::new(plan.queues.len(), plan.poison_losses),
             clients: Clients::new(&plan),
             crons: Crons::default(),
+            batches: Batches::default(),
             rng,
             plan,
             clock: Clock::new(),
@@ -165,6 +168,7 @@ impl World {
             plan.clock_weight,
             plan.trouble_weight,
             plan.cron_weight,
+            plan.batch_weight,
         ];
         let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
         let mut nth = 0;
@@ -181,7 +185,8 @@ impl World {
             5 => self.step_checkpoint()?,
             6 => self.step_clock(),
             7 => self.step_trouble()?,
-            _ => self.step_cron()?,
+            8 => self.step_cron()?,
+            _ => self.step_batch()?,
         }
         self.check()
     }
@@ -554,7 +559,7 @@ impl World {
     }
 
     fn notice(&mut self, to: ConnectionId, notice: Notice, context: Context) -> Checked {
-        if self.crons.is_own(to) {
+        if self.crons.is_own(to) || self.batches.is_own(to) {
             return Ok(());
         }
         let mono = self.clock.now().mono.0;

@@ -282,7 +282,6 @@ fn unknown_fields_are_ignored_and_unserved_ones_refused() {
     connection.ok("fetch", json!({ "queues": ["default"], "patience": true }));
     let unserved = [
         json!({ "key": "k" }),
-        json!({ "batch": "b" }),
         json!({ "after": ["a"] }),
         json!({ "retain_ms": 1 }),
     ];

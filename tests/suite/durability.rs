@@ -119,6 +119,7 @@ fn push(count: usize) -> Operation {
         jobs: vec![job; count],
         atomic: false,
         spread_ms: None,
+        by: None,
         seq: None,
     })
 }

@@ -5,6 +5,7 @@
 
 mod auth;
 mod bad_input;
+mod batches;
 mod connections;
 mod cron;
 mod demo;

@@ -151,15 +151,7 @@ impl Client {
         J: TryInto<JobSpec>,
         Error: From<J::Error>,
     {
-        let results = self.push_all(vec![job.try_into()?], false).await?;
-        match results.into_iter().next() {
-            Some(Ok(id)) => Ok(id),
-            Some(Err(error)) if !error.code.is_definite() => {
-                Err(Error::OutcomeUnknown(Unknown::Unavailable(error)))
-            }
-            Some(Err(error)) => Err(Error::Refused(error)),
-            None => Err(shape("push")),
-        }
+        one(self.push_all(vec![job.try_into()?], false).await?)
     }
 
     /// Adds 1…1000 jobs in one request; each is taken or refused by itself. The results stand in the
@@ -543,6 +535,14 @@ impl Client {
             atomic,
             ..Push::of(jobs)
         };
+        self.push_each(push).await
+    }
+
+    /// What became of each job of a push.
+    pub(crate) async fn push_each(
+        &self,
+        push: Push,
+    ) -> Result<Vec<Result<JobId, WireError>>, Error> {
         let results = self.push_with(push).await?.into_iter();
         let results = results.map(|result| match result {
             PushResult {
@@ -645,6 +645,18 @@ impl Drop for Pending {
             let ask = Box::new(Ask::unattended(release, timeout));
             let _ = client.send(Command::Ask(ask));
         }
+    }
+}
+
+/// What became of the only job of a push.
+pub(crate) fn one(results: Vec<Result<JobId, WireError>>) -> Result<JobId, Error> {
+    match results.into_iter().next() {
+        Some(Ok(id)) => Ok(id),
+        Some(Err(error)) if !error.code.is_definite() => {
+            Err(Error::OutcomeUnknown(Unknown::Unavailable(error)))
+        }
+        Some(Err(error)) => Err(Error::Refused(error)),
+        None => Err(shape("push")),
     }
 }
 

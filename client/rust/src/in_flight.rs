@@ -232,6 +232,10 @@ impl InFlight {
             | Operation::CronPause(_)
             | Operation::CronResume(_)
             | Operation::CronRun(_)
+            | Operation::BatchOpen(_)
+            | Operation::BatchCommit(_)
+            | Operation::BatchShow(_)
+            | Operation::BatchList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -689,6 +693,7 @@ fn is_repeatable(operation: &Operation) -> bool {
         // that never was.
         Operation::Push(_)
         | Operation::Backup(_)
+        | Operation::BatchOpen(_)
         | Operation::CronRun(_)
         | Operation::CronDelete(_) => false,
         // By id it is the same jobs again; of a queue it would be the next ones.
@@ -711,6 +716,9 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::CronShow(_)
         | Operation::CronPause(_)
         | Operation::CronResume(_)
+        | Operation::BatchCommit(_)
+        | Operation::BatchShow(_)
+        | Operation::BatchList(_)
         | Operation::Stats(_) => true,
     }
 }
@@ -744,6 +752,10 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::CronPause(_)
         | Operation::CronResume(_)
         | Operation::CronRun(_)
+        | Operation::BatchOpen(_)
+        | Operation::BatchCommit(_)
+        | Operation::BatchShow(_)
+        | Operation::BatchList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

@@ -49,10 +49,11 @@
 //!
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
 //! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `cron` what
-//! is pushed over and over, `failure`
+//! is pushed over and over, `batch` what is counted together, `failure`
 //! is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
 //! [`protocol`].
 
+mod batch;
 mod client;
 mod connection;
 mod cron;
@@ -66,9 +67,10 @@ mod task;
 mod worker;
 
 pub use ganger_protocol as protocol;
-pub use ganger_protocol::{ErrorCode, JobId, JobSpec, WireError};
+pub use ganger_protocol::{BatchId, ErrorCode, JobId, JobSpec, WireError};
 
 pub use crate::{
+    batch::{Batch, BatchBuilder},
     client::Client,
     cron::Cron,
     error::{ConnectError, Error, JobError, Unknown},

@@ -10,6 +10,7 @@ use ganger_protocol::{
 
 use crate::{
     Engine, backoff,
+    batch::Standing,
     command::{Now, Origin, Outcome},
     facts::{Facts, Need},
     fetch::lease_lost,
@@ -115,6 +116,7 @@ impl Engine {
             Err(result) => return result,
         };
         self.release_key_of_lease(item.job, &lease, facts);
+        let membership = self.membership(item.job, &lease, facts);
         if lease.has_record {
             if let Some(record) = self.lookup(item.job, facts) {
                 self.group.delete_job(&record);
@@ -124,6 +126,9 @@ impl Engine {
                 .delete_blob(item.job, BlobKind::Content, lease.spilled_parts);
         }
         self.count(lease.queue, Some(JobState::Leased), Some(JobState::Done));
+        if let Some((batch, before)) = membership {
+            self.move_member(now, Some(batch), before, Standing::Done);
+        }
         self.job_is_over(now, item.job);
         LeaseResult::default()
     }
@@ -180,6 +185,7 @@ impl Engine {
         verdict: Verdict,
     ) -> Next {
         let earlier = record.failures;
+        self.member_was_tried(now, &record, lease.attempt);
         record.failures += 1;
         record.losses_in_row = 0;
         record.attempt = lease.attempt;
@@ -270,6 +276,7 @@ impl Engine {
     /// A lease ended with its session. The first loss returns the job to the head at once; from
     /// the second in a row on it waits; too many make it poison.
     pub(crate) fn lose_lease(&mut self, now: Now, lease: &Lease, mut record: Box<JobRecord>) {
+        self.member_was_tried(now, &record, lease.attempt);
         record.losses += 1;
         record.losses_in_row += 1;
         record.attempt = lease.attempt;

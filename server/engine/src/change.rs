@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{JobId, SessionId, job::JobError};
+use ganger_protocol::{BatchId, JobId, SessionId, job::JobError};
 
 use crate::records::{
-    BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord, JobRecord,
-    LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run, RunKey,
-    SessionRecord, Timer, UniqueKey, UniqueRecord,
+    BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
+    JobRecord, LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run,
+    RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -50,6 +50,12 @@ pub enum Change {
     PutQueue(Box<QueueRecord>),
     PutCron(Box<CronRecord>),
     DeleteCron(CronNumber),
+    /// Among the live ones, or the settled ones, as it says.
+    PutBatch(Box<BatchRecord>),
+    /// A record among the live ones, whether it is there or not.
+    DeleteLiveBatch(BatchId),
+    /// A record among the settled ones, whether it is there or not.
+    DeleteSettledBatch(BatchId),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// So many parts of a blob, whether they exist or not.

@@ -2,7 +2,7 @@
 //! ([`Outcome`]). Listeners of every protocol translate into it; the engine cannot tell them apart.
 
 use ganger_protocol::{
-    DurationMs, NamespaceName, SessionId, Timestamp, WireError,
+    BatchId, DurationMs, NamespaceName, SessionId, Timestamp, WireError,
     request::{LeaseRef, Operation, SessionHello},
     response::{Notice, ReplyBody},
 };
@@ -109,6 +109,8 @@ pub struct Outcome {
     pub replies: Vec<Reply>,
     /// What a connection is to be told without having asked.
     pub notices: Vec<(ConnectionId, Notice)>,
+    /// Batches that nobody committed, closed by their deadline.
+    pub lapsed: Vec<(NamespaceName, BatchId)>,
     /// Answers [`Command::OpenSession`].
     pub session: Option<SessionOpened>,
 }

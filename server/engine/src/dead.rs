@@ -12,6 +12,7 @@ use ganger_protocol::{
 
 use crate::{
     Engine,
+    batch::Standing,
     command::{Now, Origin, Outcome},
     expiry::expiry_of,
     facts::{Fact, Facts, Need},
@@ -60,8 +61,12 @@ impl Engine {
             },
         };
         let need = |job: JobId| match is_revival {
-            true => [self.need_of_job(job, true), self.need_to_retake(job, facts)],
-            false => [self.need_of_removal(job, facts), None],
+            true => [
+                self.need_of_job(job, true),
+                self.need_to_retake(job, facts),
+                self.need_of_membership(job, facts),
+            ],
+            false => [self.need_of_removal(job, facts), None, None],
         };
         ids.into_iter().flat_map(need).flatten().collect()
     }
@@ -153,6 +158,7 @@ impl Engine {
             self.unclose(&record);
             self.watch_expiry(record.id, expiry_of(&record));
             self.count(record.queue, Some(JobState::Dead), Some(JobState::Ready));
+            self.move_dead_member(now, &record, Standing::Tried, facts);
             record.failures = 0;
             record.losses_in_row = 0;
             record.closed_at = None;
@@ -186,7 +192,7 @@ impl Engine {
 
     pub(crate) fn purge_dead(
         &mut self,
-        _now: Now,
+        now: Now,
         origin: &Origin,
         select: &DeadSelect,
         facts: &Facts,
@@ -195,7 +201,7 @@ impl Engine {
         let mut selected = self.selected(origin, select, facts);
         let records = std::mem::take(&mut selected.records);
         for record in &records {
-            self.delete_dead(record);
+            self.delete_dead(now, record, facts);
         }
         Ok(selected.into_reply(records.len()))
     }
@@ -253,12 +259,18 @@ impl Engine {
     }
 
     /// Deletes dead jobs that a queue has too many of.
-    pub(crate) fn trim_dead(&mut self, number: QueueNumber, rows: &[Closed], facts: &Facts) {
+    pub(crate) fn trim_dead(
+        &mut self,
+        now: Now,
+        number: QueueNumber,
+        rows: &[Closed],
+        facts: &Facts,
+    ) {
         for row in rows {
             if let Some(record) = self.lookup(row.job, facts)
                 && record.state == JobState::Dead
             {
-                self.delete_dead(&record);
+                self.delete_dead(now, &record, facts);
             }
         }
         self.overfull.remove(&number);

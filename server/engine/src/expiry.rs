@@ -8,6 +8,7 @@ use ganger_protocol::{JobId, Timestamp, job::JobState};
 
 use crate::{
     Engine,
+    batch::Standing,
     command::Now,
     facts::{Fact, Facts, Need},
     records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
@@ -122,6 +123,8 @@ impl Engine {
     fn close_as_expired(&mut self, now: Now, record: &JobRecord) {
         self.count(record.queue, Some(record.state), Some(JobState::Expired));
         self.pass_key(record, record.state, Some(JobState::Expired));
+        let before = Standing::of_job(record.state, record.attempt, record.releases);
+        self.move_member(now, record.batch, before, Standing::Expired);
         self.unwatch_expiry(record.id, expiry_of(record));
         self.group.delete_job(record);
         self.job_is_over(now, record.id);

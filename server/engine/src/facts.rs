@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use ganger_protocol::{JobId, Timestamp, job::JobError};
+use ganger_protocol::{BatchId, JobId, Timestamp, job::JobError};
 
 use crate::records::{
-    Closed, CronRecord, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord,
-    PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, SessionRecord,
-    StoredJob, Timer, UniqueKey, UniqueRecord,
+    BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun,
+    OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey,
+    SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -56,6 +56,15 @@ pub enum Need {
     },
     /// Who holds a unique key. Answered by [`Fact::Unique`].
     Unique(UniqueKey),
+    /// A settled batch. Those that are not settled the engine has. Answered by [`Fact::Batch`].
+    Batch(BatchId),
+    /// The settled batches, in the order of their ids. Answered by [`Fact::Batches`].
+    Batches {
+        /// Behind this one.
+        after: Option<BatchId>,
+        /// At most so many.
+        max: u32,
+    },
     /// How many entries a run was written with. Answered by [`Fact::Run`].
     Run(RunKey),
     /// The oldest dead jobs of a queue. Answered by [`Fact::Closed`].
@@ -89,6 +98,15 @@ pub enum Fact {
     Outcome(Option<OutcomeRecord>),
     /// The lock; `None`: nobody holds the key.
     Unique(Option<UniqueRecord>),
+    /// The batch; `None`: there is no such one that is settled.
+    Batch(Option<Box<BatchRecord>>),
+    /// The batches in order, and whether these are all.
+    Batches {
+        /// The batches.
+        batches: Vec<BatchRecord>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
     /// The entries; `None`: there is no such run.
     Run(Option<u8>),
     /// The rows, oldest first.
@@ -158,6 +176,8 @@ pub struct Recovered {
     pub queues: Vec<QueueRecord>,
     /// Every cron entry.
     pub crons: Vec<CronRecord>,
+    /// Every batch that is not settled.
+    pub batches: Vec<BatchRecord>,
     /// Every session.
     pub sessions: Vec<SessionRecord>,
     /// Entries that left runs, by the group that said so; only rows of runs that still exist. A

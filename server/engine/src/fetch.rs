@@ -311,6 +311,7 @@ impl Engine {
                 spilled_parts,
                 attempt,
                 key,
+                batch: content.batch,
                 part: None,
             },
         );
@@ -353,6 +354,7 @@ impl Engine {
             timeout_ms,
             pushed_at,
             tags: content.tags.clone(),
+            batch: content.batch,
         });
     }
 

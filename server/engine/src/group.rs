@@ -10,15 +10,16 @@ use std::{
 };
 
 use ganger_protocol::{
-    JobId, SessionId, Timestamp,
+    BatchId, JobId, SessionId, Timestamp,
+    batch::BatchEvent,
     job::{JobError, JobState},
 };
 
 use crate::{
     change::Change,
     records::{
-        Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord, Lane,
-        LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
+        BatchRecord, Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord,
+        Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
         QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey,
         UniqueRecord,
     },
@@ -63,6 +64,9 @@ pub(crate) struct OpenGroup {
     pub(crate) queues: BTreeSet<QueueNumber>,
     /// Entries that changed, or are gone.
     pub(crate) crons: BTreeSet<CronNumber>,
+    /// Batches that are not settled and changed, or are no longer such.
+    pub(crate) batches: BTreeSet<BatchId>,
+    settled_batches: BTreeMap<BatchId, Option<Box<BatchRecord>>>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -268,6 +272,38 @@ impl OpenGroup {
         self.locks.values().flatten()
     }
 
+    /// The record of a batch is to be written among the live ones, or deleted there.
+    pub(crate) fn touch_batch(&mut self, batch: &BatchRecord) {
+        if self.batches.insert(batch.id) {
+            let callbacks = BatchEvent::ALL.into_iter();
+            let callbacks = callbacks.filter_map(|event| batch.callback(event));
+            self.operations += 1;
+            self.bytes += 512 + batch.description.len();
+            self.bytes += callbacks.map(|it| it.content.bound_bytes()).sum::<usize>();
+        }
+    }
+
+    pub(crate) fn set_settled_batch(&mut self, id: BatchId, record: Option<Box<BatchRecord>>) {
+        self.operations += 1;
+        self.bytes += 512;
+        self.settled_batches.insert(id, record);
+    }
+
+    /// What this group makes of a settled batch, when it changes it.
+    #[expect(
+        clippy::option_option,
+        reason = "untouched, and known to be gone, differ"
+    )]
+    pub(crate) fn settled_batch(&self, id: BatchId) -> Option<Option<&BatchRecord>> {
+        self.settled_batches.get(&id).map(Option::as_deref)
+    }
+
+    /// What this group makes of settled batches, in the order of their ids.
+    pub(crate) fn settled_batches(&self) -> impl Iterator<Item = (BatchId, Option<&BatchRecord>)> {
+        let changed = self.settled_batches.iter();
+        changed.map(|(id, record)| (*id, record.as_deref()))
+    }
+
     /// The record of a cron entry of about so many bytes is to be written, or deleted.
     pub(crate) fn touch_cron(&mut self, cron: CronNumber, bytes: usize) {
         if self.crons.insert(cron) {
@@ -370,6 +406,11 @@ impl OpenGroup {
         changes.extend(self.locks.into_iter().map(|(key, lock)| match lock {
             Some(lock) => Change::PutUnique(key, lock),
             None => Change::DeleteUnique(key),
+        }));
+        let settled = self.settled_batches.into_iter();
+        changes.extend(settled.map(|(id, record)| match record {
+            Some(record) => Change::PutBatch(record),
+            None => Change::DeleteSettledBatch(id),
         }));
         changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
         changes.extend(self.outcomes.into_values().map(Change::PutOutcome));

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use ganger_protocol::cron::Overlap;
+use ganger_protocol::{batch::BatchEvent, cron::Overlap};
 
-use crate::{Engine, cron, lease::LeaseKey, records::QueueNumber, window::HeadJob};
+use crate::{Engine, batch, cron, lease::LeaseKey, records::QueueNumber, window::HeadJob};
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -18,7 +18,47 @@ impl Engine {
         self.check_keys()?;
         self.check_runs()?;
         self.check_waiters()?;
-        self.check_crons()
+        self.check_crons()?;
+        self.check_batches()
+    }
+
+    /// I14, as far as memory shows it: counters add up, callbacks that are due are pushed and no
+    /// others, and no batch is settled and still here, or left without its deadline.
+    fn check_batches(&self) -> Result<(), String> {
+        for record in self.batches.iter() {
+            let (id, counters) = (record.id, &record.counters);
+            if counters.total != counters.pending + counters.settled()
+                || counters.untried > counters.pending
+            {
+                return Err(format!("I14: batch {id} does not add up: {counters:?}"));
+            }
+            if record.has_come_to(BatchEvent::Settled) || record.settled_at.is_some() {
+                return Err(format!("I14: batch {id} is settled and among the others"));
+            }
+            for event in BatchEvent::ALL {
+                let has_come = record.has_come_to(event);
+                let pushed = record
+                    .callback(event)
+                    .map(|callback| callback.pushed.is_some());
+                let is_early = event == BatchEvent::Complete && !has_come;
+                if pushed == Some(false) && has_come || pushed == Some(true) && is_early {
+                    return Err(format!("I14: {} of batch {id} is wrong", event.field()));
+                }
+            }
+            let timer = record.deadline().map(|at| batch::timer(id, at));
+            if timer.is_some_and(|timer| self.schedule.misses(&timer)) {
+                return Err(format!("batch {id} has no timer"));
+            }
+            let parent = record.parent;
+            if parent.is_some_and(|parent| self.batches.find(parent).is_none()) {
+                return Err(format!("I14: batch {id} goes on and its parent does not"));
+            }
+        }
+        let mut of_leases = self.leases.iter().filter_map(|(_, lease)| lease.batch);
+        match of_leases.find(|batch| self.batches.find(*batch).is_none()) {
+            Some(batch) => Err(format!("I14: a job of batch {batch} runs, and it is over")),
+            None => Ok(()),
+        }
     }
 
     /// I15, as far as memory shows it: a time that may push is behind every time that has, has its

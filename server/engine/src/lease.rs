@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use foldhash::HashMap;
-use ganger_protocol::{JobId, LeaseId, SessionId};
+use ganger_protocol::{BatchId, JobId, LeaseId, SessionId};
 
 use crate::{
     command::Mono,
@@ -27,6 +27,8 @@ pub(crate) struct Lease {
     pub(crate) attempt: u32,
     /// The unique key that goes with an ack.
     pub(crate) key: LeaseKey,
+    /// The batch that its job is a member of; `None` too while `key` is unread.
+    pub(crate) batch: Option<BatchId>,
     /// Where its latest record stands; `None` while that is in the open group.
     pub(crate) part: Option<PartKey>,
 }

@@ -14,6 +14,7 @@
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
 //! | `unique`, `expiry` | who holds a key; which jobs are no longer granted |
+//! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `cron` | entries that push jobs over and over |
 //! | `time` | what happens without anybody asking |
 //! | `recover` | from the store to an engine |
@@ -21,6 +22,7 @@
 
 mod answer;
 mod backoff;
+pub mod batch;
 pub mod change;
 pub mod command;
 pub mod cron;
@@ -55,12 +57,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use foldhash::HashMap;
 use ganger_protocol::{
-    ErrorCode, LeaseId, SessionId, WireError, limits::Limits, request::Operation,
+    ErrorCode, LeaseId, SessionId, WireError,
+    limits::{self, Limits},
+    request::Operation,
     response::ReplyBody,
 };
 
 use self::{
     backoff::Random,
+    batch::Batches,
     change::{Change, Group},
     command::{Caller, Command, Mono, Now, Origin, Outcome, Reply},
     cron::Crons,
@@ -104,6 +109,8 @@ pub struct Options {
     pub namespaces_max: usize,
     /// Cron entries of the shard at most. Default 10 000, of up to 6 KiB each.
     pub crons_max: usize,
+    /// Batches of the shard that are not settled at most. Default 10 000, of up to 6 KiB each.
+    pub batches_max: usize,
     /// Seed of the jitter.
     pub seed: u64,
     /// The secret of the store, under which unique keys are hashed.
@@ -121,6 +128,7 @@ impl Default for Options {
             queues_max: 1 << 16,
             namespaces_max: 256,
             crons_max: 10_000,
+            batches_max: limits::BATCHES_MAX,
             seed: 0,
             secret: [0; 32],
         }
@@ -170,6 +178,7 @@ pub struct Engine {
     schedule: Schedule,
     producers: Producers,
     crons: Crons,
+    batches: Batches,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
     unserved: BTreeSet<QueueNumber>,
     /// Queues with more dead jobs than they keep.
@@ -250,6 +259,7 @@ impl Engine {
         let leases = self.seal_leases(&mut group);
         let queues = std::mem::take(&mut group.queues);
         let crons = std::mem::take(&mut group.crons);
+        let batches = std::mem::take(&mut group.batches);
         let mut changes = group.into_changes(&acks);
         changes.extend(leases);
         changes.extend(queues.iter().filter_map(|queue| {
@@ -260,6 +270,10 @@ impl Engine {
         changes.extend(crons.iter().map(|cron| match self.crons.record(*cron) {
             Some(record) => Change::PutCron(Box::new(record.clone())),
             None => Change::DeleteCron(*cron),
+        }));
+        changes.extend(batches.iter().map(|id| match self.batches.find(*id) {
+            Some(record) => Change::PutBatch(Box::new(record.clone())),
+            None => Change::DeleteLiveBatch(*id),
         }));
         self.head.wall = self.head.wall.max(now.wall);
         changes.push(Change::PutHead(self.head));
@@ -339,6 +353,11 @@ impl Engine {
             }
             Operation::DeadRevive(select) => self.needs_of_dead(origin, select, true, facts),
             Operation::DeadPurge(select) => self.needs_of_dead(origin, select, false, facts),
+            Operation::BatchOpen(open) => self.needs_to_join(open.parent.into_iter(), open.by),
+            Operation::BatchCommit(name) | Operation::BatchShow(name) => {
+                self.need_of_batch(name.batch).into_iter().collect()
+            }
+            Operation::BatchList(list) => Self::needs_of_batch_list(list),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::DeadList(_)
@@ -396,6 +415,10 @@ impl Engine {
             Operation::CronPause(names) => self.cron_pause(&origin, &names)?,
             Operation::CronResume(names) => self.cron_resume(now, &origin, &names)?,
             Operation::CronRun(run) => self.cron_run(now, &origin, &run, outcome)?,
+            Operation::BatchOpen(open) => self.batch_open(now, &origin, *open, facts)?,
+            Operation::BatchCommit(name) => self.batch_commit(now, &origin, name, facts)?,
+            Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
+            Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
                 return Err(WireError::new(

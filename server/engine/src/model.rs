@@ -705,6 +705,7 @@ impl Both {
             jobs: specs.clone(),
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: as_producer.map(|(_, seq)| seq),
         };
         let producer = as_producer.map(|(producer, _)| producer);
@@ -839,6 +840,7 @@ impl Both {
             jobs: self.specs(jobs),
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(seq),
         };
         let answered = self.world.within(NAMESPACES[namespace], |world| {

@@ -8,6 +8,7 @@ use ganger_protocol::{
 
 use crate::{
     Engine,
+    batch::Standing,
     command::{Mono, Now},
     expiry::expiry_of,
     facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need},
@@ -43,8 +44,12 @@ impl Engine {
         (!is_open).then_some(Need::Job { job, content })
     }
 
-    /// What must be read to remove a dead job: its content too, when it holds a unique key.
+    /// What must be read to remove a dead job: its content too, when it holds a unique key, and its
+    /// batch.
     pub(crate) fn need_of_removal(&self, job: JobId, facts: &Facts) -> Option<Need> {
+        if let Some(need) = self.need_of_membership(job, facts) {
+            return Some(need);
+        }
         let need = self.need_of_job(job, false)?;
         let holds_unread = match facts.find(&need) {
             Some(Fact::Job(Some(StoredJob::Record(record)))) => {
@@ -184,6 +189,7 @@ impl Engine {
                 self.group.set_closed(closed_row(&record), true);
                 self.set_timer(retention_timer(record.id, self.retention_end(&record)));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
+                self.move_member(now, record.batch, Standing::Tried, Standing::Dead);
                 self.job_is_over(now, record.id);
                 self.group.put_job(record);
                 self.watch_dead(queue);
@@ -191,6 +197,7 @@ impl Engine {
             Next::Deleted => {
                 self.pass_key(&record, JobState::Leased, None);
                 self.count(queue, Some(JobState::Leased), None);
+                self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
                 self.job_is_over(now, record.id);
             }
@@ -274,10 +281,11 @@ impl Engine {
     }
 
     /// Deletes a dead job and everything that is kept of it.
-    pub(crate) fn delete_dead(&mut self, record: &JobRecord) {
+    pub(crate) fn delete_dead(&mut self, now: Now, record: &JobRecord, facts: &Facts) {
         self.unclose(record);
         self.pass_key(record, JobState::Dead, None);
         self.count(record.queue, Some(JobState::Dead), None);
+        self.move_dead_member(now, record, Standing::Deleted, facts);
         self.group.delete_job(record);
     }
 

@@ -63,6 +63,8 @@ impl Engine {
         }
         let unique = push.jobs.iter().filter(|job| job.unique.is_some());
         needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
+        let batches = push.jobs.iter().filter_map(|job| job.batch);
+        needs.extend(self.needs_to_join(batches, push.by));
         needs
     }
 
@@ -80,7 +82,7 @@ impl Engine {
             return Ok(ReplyBody::Push(PushReply { results }));
         }
         if push.atomic {
-            self.check_all(now, origin, &push.jobs, facts)?;
+            self.check_all(now, origin, &push, facts)?;
         }
         let mut touched = Vec::new();
         let mut results = Vec::with_capacity(push.jobs.len());
@@ -89,7 +91,14 @@ impl Engine {
             jobs: push.jobs.len(),
         };
         for (nth, job) in push.jobs.into_iter().enumerate() {
-            let result = match self.push_job(now, origin, job, spread.of(nth), facts) {
+            let result = match job.batch {
+                None => self.push_job(now, origin, job, spread.of(nth), facts),
+                Some(batch) => {
+                    let later = (job, spread.of(nth));
+                    self.push_member(now, origin, (batch, push.by), later, facts)
+                }
+            };
+            let result = match result {
                 Ok(result) => result,
                 Err(error) => Err(error).into(),
             };
@@ -111,7 +120,7 @@ impl Engine {
     }
 
     /// Pushes one job, unless somebody holds its unique key.
-    fn push_job(
+    pub(crate) fn push_job(
         &mut self,
         now: Now,
         origin: &Origin,
@@ -151,7 +160,7 @@ impl Engine {
     }
 
     /// Adds one job.
-    fn add_job(
+    pub(crate) fn add_job(
         &mut self,
         now: Now,
         namespace: &NamespaceName,
@@ -267,6 +276,14 @@ impl Engine {
             return Ok(queue.record.number);
         }
         self.check_room(namespace)?;
+        Ok(self.make_queue(namespace, name))
+    }
+
+    pub(crate) fn make_queue(
+        &mut self,
+        namespace: &NamespaceName,
+        name: &QueueName,
+    ) -> QueueNumber {
         let number = QueueNumber(self.head.next_queue);
         self.head.next_queue += 1;
         self.group.queues.insert(number);
@@ -282,7 +299,7 @@ impl Engine {
             counters: Counters::default(),
         });
         self.stand_in(number);
-        Ok(number)
+        number
     }
 
     fn check_room(&self, namespace: &NamespaceName) -> Result<(), WireError> {
@@ -302,9 +319,10 @@ impl Engine {
         &self,
         now: Now,
         origin: &Origin,
-        jobs: &[JobSpec],
+        push: &Push,
         facts: &Facts,
     ) -> Result<(), WireError> {
+        let jobs = &push.jobs;
         let mut keys = BTreeMap::new();
         for (nth, job) in jobs.iter().enumerate() {
             let checked = job.check(&self.options.limits);
@@ -319,6 +337,7 @@ impl Engine {
                 Some(unique) => self.check_key(now, (origin, nth, job), unique, &mut keys, facts),
                 None => Ok(()),
             });
+            let checked = checked.and_then(|()| self.check_joins_of(origin, push, job, facts));
             checked.map_err(|error| error.within(&format!("jobs[{nth}]")))?;
         }
         let is_new = |job: &&JobSpec| self.queues.named(&origin.namespace, &job.queue).is_none();

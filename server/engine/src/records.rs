@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use ganger_protocol::{
-    Bytes, CronName, DurationMs, JobId, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
-    SessionId, Timestamp,
+    BatchId, Bytes, CronName, DurationMs, JobId, Kind, LeaseId, NamespaceName, QueueName,
+    RetryPolicy, SessionId, Timestamp,
+    batch::BatchCounters,
     cron::{Misfire, Overlap},
     ids::{Birth, Tag},
     job::{DeadReason, Headers, JobSpec, JobState, Unique},
@@ -167,7 +168,7 @@ pub struct Content {
     pub unique: Option<Box<Unique>>,
     pub key: Option<Tag>,
     pub tags: Vec<Tag>,
-    pub batch: Option<Tag>,
+    pub batch: Option<BatchId>,
     pub after: Vec<Tag>,
     pub retain_ms: Option<DurationMs>,
 }
@@ -216,7 +217,7 @@ impl Content {
                 32 + unique.key.as_ref().map_or(0, |key| key.as_str().len())
             })
             + named(&self.key)
-            + named(&self.batch)
+            + self.batch.map_or(0, |_| 16)
             + tags(&self.tags)
             + tags(&self.after)
     }
@@ -307,8 +308,8 @@ pub struct JobRecord {
     pub content: Option<Arc<Content>>,
     /// For later: since when it is to be cancelled.
     pub cancel_at: Option<Timestamp>,
-    /// For later: the batch it is a member of.
-    pub batch: Option<u64>,
+    /// The batch that it is a member of.
+    pub batch: Option<BatchId>,
     /// For later: jobs that it still waits for.
     pub waits_for: u32,
     /// `dead`: whether it still holds its unique key, so that whoever removes it reads that.
@@ -362,7 +363,7 @@ pub enum TimerKind {
     Retention = 3,
     /// The time of a unique key is over.
     UniqueTtl = 4,
-    /// For later: an open batch closes.
+    /// An open batch closes, or a settled one is forgotten.
     BatchDeadline = 5,
     /// For later: a pause ends.
     PauseEnd = 6,
@@ -641,6 +642,51 @@ pub enum CronTimes {
         /// As the IANA database spells it.
         timezone: String,
     },
+}
+
+/// A batch: its members as counted, and its callbacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRecord {
+    /// Its id.
+    pub id: BatchId,
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// For a person.
+    pub description: String,
+    /// The batch that it is a member of.
+    pub parent: Option<BatchId>,
+    /// Its members.
+    pub counters: BatchCounters,
+    /// What is pushed when every member was tried once.
+    pub on_complete: Option<Callback>,
+    /// What is pushed when every member is done.
+    pub on_success: Option<Callback>,
+    /// What is pushed when every member is terminal.
+    pub on_settled: Option<Callback>,
+    /// Since when it is there.
+    pub opened_at: Timestamp,
+    /// Since when only its own members add to it.
+    pub committed_at: Option<Timestamp>,
+    /// Whether it was its deadline that committed it.
+    pub lapsed: bool,
+    /// When every member was tried once, for the first time.
+    pub completed_at: Option<Timestamp>,
+    /// Since when every member is terminal, with nobody left to add one. A record with it lies among
+    /// the settled ones.
+    pub settled_at: Option<Timestamp>,
+}
+
+/// A job that a batch pushes once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callback {
+    /// Its queue.
+    pub queue: QueueName,
+    /// Its priority.
+    pub priority: Option<u8>,
+    /// The rest of it.
+    pub content: Arc<Content>,
+    /// The job, once it was pushed.
+    pub pushed: Option<JobId>,
 }
 
 /// What the shard itself must remember; part of every group.

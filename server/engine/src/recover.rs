@@ -9,6 +9,7 @@ use ganger_protocol::{JobId, job::JobState, limits::SESSION_TTL_DEFAULT};
 use crate::{
     Engine, Options, POSITION_START, RESERVED_BLOCK,
     backoff::Random,
+    batch::Batches,
     change::Change,
     command::Now,
     cron::Crons,
@@ -55,6 +56,7 @@ impl Engine {
             schedule: Schedule::unknown(),
             producers: Producers::default(),
             crons: Crons::default(),
+            batches: Batches::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
             stragglers: BTreeSet::new(),
@@ -71,6 +73,9 @@ impl Engine {
         for cron in recovered.crons {
             engine.crons.recover(cron);
         }
+        for batch in recovered.batches {
+            engine.batches.recover(batch);
+        }
         for session in recovered.sessions {
             engine.sessions.insert(Session::opened(session, now.mono));
         }
@@ -80,6 +85,7 @@ impl Engine {
         for run in runs {
             engine.watch_straggler(run, now.mono);
         }
+        engine.go_on_with_batches(now);
         engine
     }
 
@@ -167,10 +173,13 @@ impl Engine {
                 (job.queue, job.place, true, job.spilled_parts)
             }
         };
-        let content = match &row.job {
-            Some(StoredJob::Record(job)) => job.content.as_deref(),
-            Some(StoredJob::Packed { job, .. }) => job.content.as_deref(),
-            None => None,
+        let (content, batch) = match &row.job {
+            Some(StoredJob::Record(job)) => (job.content.as_deref(), job.batch),
+            Some(StoredJob::Packed { job, .. }) => {
+                let content = job.content.as_deref();
+                (content, content.and_then(|content| content.batch))
+            }
+            None => (None, None),
         };
         let key = self.key_of_lease(record.job, content);
         let ttl = self
@@ -200,6 +209,7 @@ impl Engine {
                 spilled_parts,
                 attempt: record.attempt,
                 key,
+                batch,
                 part: Some(part),
             },
         );

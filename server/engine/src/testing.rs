@@ -9,7 +9,8 @@ use std::{
 };
 
 use ganger_protocol::{
-    DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp, WireError,
+    BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp,
+    WireError,
     job::{GrantedJob, JobError, JobState, JobView},
     request::{
         Ack, AckItem, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat,
@@ -30,10 +31,10 @@ use crate::{
     },
     facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease},
     records::{
-        BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber, HeadRecord,
-        JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place,
-        ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey,
-        SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord, blob_parts,
+        BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
+        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
+        Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run,
+        RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord, blob_parts,
     },
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct Store {
     queues: BTreeMap<QueueNumber, QueueRecord>,
     pub(crate) locks: BTreeMap<UniqueKey, UniqueRecord>,
     crons: BTreeMap<CronNumber, CronRecord>,
+    batches: BTreeMap<BatchId, BatchRecord>,
+    settled_batches: BTreeMap<BatchId, BatchRecord>,
     blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
 }
 
@@ -163,6 +166,19 @@ impl Store {
             Change::DeleteCron(number) => {
                 self.crons.remove(&number);
             }
+            Change::PutBatch(record) => {
+                let batches = match record.settled_at {
+                    None => &mut self.batches,
+                    Some(_) => &mut self.settled_batches,
+                };
+                batches.insert(record.id, *record);
+            }
+            Change::DeleteLiveBatch(id) => {
+                self.batches.remove(&id);
+            }
+            Change::DeleteSettledBatch(id) => {
+                self.settled_batches.remove(&id);
+            }
             Change::PutContent(job, content) => {
                 let parts = blob_parts(content.bound_bytes());
                 self.put_blob(job, BlobKind::Content, parts, Part::Content(content));
@@ -215,6 +231,15 @@ impl Store {
                 Fact::Outcome(self.outcomes.get(&(*producer, *slot)).cloned())
             }
             Need::Unique(key) => Fact::Unique(self.locks.get(key).copied()),
+            Need::Batch(id) => Fact::Batch(self.settled_batches.get(id).cloned().map(Box::new)),
+            Need::Batches { after, max } => {
+                let behind = self.settled_batches.values();
+                let behind = behind.filter(|record| Some(record.id) > *after);
+                let max = *max as usize;
+                let batches: Vec<_> = behind.clone().take(max).cloned().collect();
+                let at_end = behind.count() <= max;
+                Fact::Batches { batches, at_end }
+            }
             Need::Run(run) => {
                 let run = self.runs.get(run);
                 Fact::Run(run.map(|(_, run)| u8::try_from(run.entries.len()).unwrap()))
@@ -357,6 +382,7 @@ impl Store {
             head: self.head,
             queues: self.queues.values().cloned().collect(),
             crons: self.crons.values().cloned().collect(),
+            batches: self.batches.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),
             acks: acks.collect(),
             leases: leases.collect(),
@@ -409,6 +435,8 @@ pub(crate) struct World {
     /// Replies that were not taken yet.
     pub(crate) replies: Vec<Reply>,
     pub(crate) notices: Vec<(ConnectionId, Notice)>,
+    /// Batches that were closed by their deadline.
+    pub(crate) lapsed: Vec<BatchId>,
 }
 
 /// Wall time at which every world begins.
@@ -438,6 +466,7 @@ impl World {
             requests: 0,
             replies: Vec::new(),
             notices: Vec::new(),
+            lapsed: Vec::new(),
         };
         world.commit();
         world
@@ -504,6 +533,7 @@ impl World {
             self.replies.push(reply);
         }
         self.notices.extend(outcome.notices);
+        self.lapsed.extend(outcome.lapsed.iter().map(|(_, id)| *id));
         outcome.session
     }
 
@@ -624,6 +654,7 @@ impl World {
             jobs,
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         self.apply_unchecked(Command::Request(origin, Operation::Push(push)));
@@ -665,6 +696,7 @@ impl World {
             jobs,
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         let results = self.push_as(None, push).unwrap();

@@ -94,7 +94,8 @@ impl Engine {
                 (!is_known).then_some(Need::Producer(producer))
             }
             TimerKind::Cron => self.need_of_cron(timer),
-            TimerKind::BatchDeadline | TimerKind::PauseEnd => None,
+            TimerKind::BatchDeadline => self.need_of_batch_timer(timer),
+            TimerKind::PauseEnd => None,
         };
         need.into_iter().collect()
     }
@@ -129,10 +130,11 @@ impl Engine {
             self.look_at_straggler(at, run, facts);
         }
         for (queue, rows) in surplus {
-            self.trim_dead(queue, &rows, facts);
+            self.trim_dead(now, queue, &rows, facts);
         }
         touched.extend(std::mem::take(&mut self.unserved));
         self.offer_all(now, touched.into_iter(), outcome);
+        outcome.lapsed = self.batches.take_lapsed();
     }
 
     /// The last entry of a run has been leased for long: when it still is, it is moved out.
@@ -166,7 +168,7 @@ impl Engine {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
                 // A timer of an earlier death, when the job was revived and died again.
                 if record.state == JobState::Dead && self.retention_end(&record) <= timer.at {
-                    self.delete_dead(&record);
+                    self.delete_dead(now, &record, facts);
                 }
                 None
             }
@@ -183,7 +185,11 @@ impl Engine {
                 self.end_lock(&timer, facts);
                 None
             }
-            TimerKind::BatchDeadline | TimerKind::PauseEnd => None,
+            TimerKind::BatchDeadline => {
+                self.fire_batch(now, &timer, facts);
+                None
+            }
+            TimerKind::PauseEnd => None,
         }
     }
 

@@ -291,7 +291,7 @@ impl Engine {
     }
 
     /// What was pushed, of a job that may have left its run.
-    fn content_of(&self, job: JobId, facts: &Facts) -> Option<Arc<Content>> {
+    pub(crate) fn content_of(&self, job: JobId, facts: &Facts) -> Option<Arc<Content>> {
         let open = self.group.jobs.get(&job).and_then(Option::as_ref);
         if let Some(content) = open.and_then(|record| record.content.clone()) {
             return Some(content);

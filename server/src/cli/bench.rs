@@ -368,6 +368,7 @@ mod tests {
             timeout_ms: DurationMs(1_000),
             pushed_at: Timestamp(0),
             tags: Vec::new(),
+            batch: None,
         }
     }
 

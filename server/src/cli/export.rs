@@ -83,5 +83,6 @@ fn table(done: &Transferred) -> String {
         ("queues", done.queues.to_string()),
         ("jobs", done.jobs.to_string()),
         ("cron entries", done.crons.to_string()),
+        ("batches", done.batches.to_string()),
     ]))
 }

@@ -5,6 +5,7 @@
 //! are clients like any other, through `connect`.
 
 mod backup;
+mod batches;
 mod bench;
 mod compact;
 mod completions;
@@ -78,6 +79,9 @@ enum Command {
     /// Look at, set, run and stop definitions that push jobs over and over
     #[command(subcommand)]
     Cron(cron::CronCommand),
+    /// Look at, open and close batches: jobs that are counted together
+    #[command(subcommand)]
+    Batches(batches::BatchesCommand),
     /// Show totals of the namespace and the server
     Stats(stats::StatsArgs),
     /// Write a backup of a running server, or of a closed data directory
@@ -139,6 +143,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Dead(command) => block_on(dead::run(command)),
         Command::Queues(command) => block_on(queues::run(command)),
         Command::Cron(command) => block_on(cron::run(command)),
+        Command::Batches(command) => block_on(batches::run(command)),
         Command::Stats(args) => block_on(stats::run(args)),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, collections::VecDeque, time::Duration};
 
 use ganger_client::{CONTENT_TYPE_JSON, Client, Error as ClientError, Unknown};
 use ganger_protocol::{
-    DurationMs, JobId, JobSpec, QueueName, Timestamp, WireError,
+    BatchId, DurationMs, JobId, JobSpec, QueueName, Timestamp, WireError,
     ids::{Kind, Tag},
     job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::ITEMS_MAX,
@@ -156,6 +156,9 @@ pub(super) struct PushArgs {
     /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
     #[arg(long, value_name = "DURATION")]
     spread: Option<Span>,
+    /// The batch that the jobs join, as `batches open` printed it
+    #[arg(long, value_name = "BATCH")]
+    batch: Option<BatchId>,
     /// A header, name=value; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
@@ -258,6 +261,7 @@ impl Template {
                 .expires_in
                 .map(|time| Clock::system().now().wall.plus(time.0)),
             unique: unique(args).map(Box::new),
+            batch: args.batch,
             ..JobSpec::new(kind, Vec::new())
         });
         Ok(if args.spec {
@@ -310,7 +314,8 @@ fn unique(args: &PushArgs) -> Option<Unique> {
     (unique.key.is_some() || !unique.of.is_empty()).then_some(unique)
 }
 
-fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError> {
+/// The job of a line; fields that it leaves open are those of `defaults`.
+pub(super) fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError> {
     let refused = |error| CliError::usage("the line is no job").because(&error);
     let mut fields: BTreeMap<String, Box<RawValue>> =
         serde_json::from_str(text).map_err(refused)?;
@@ -351,6 +356,7 @@ fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpec, CliError
             .entry(name.clone())
             .or_insert_with(|| value.clone());
     }
+    job.batch = job.batch.or(defaults.batch);
     job.tags.extend(defaults.tags.iter().cloned());
     Ok(job)
 }
@@ -685,7 +691,7 @@ mod tests {
             expires_at: Some(Timestamp(1)),
             unique: serde_json::from_str("{\"key\":\"k\"}").unwrap(),
             key: Some(tag.clone()),
-            batch: Some(tag.clone()),
+            batch: Some(BatchId(1)),
             after: vec![tag],
             retain_ms: Some(DurationMs(1)),
             ..JobSpec::new("k".parse().unwrap(), Vec::new())

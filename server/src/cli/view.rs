@@ -86,6 +86,9 @@ pub(super) fn job_text(job: &JobView) -> String {
         let tags = job.tags.iter().map(ToString::to_string).collect::<Vec<_>>();
         rows.push(("tags", tags.join(", ")));
     }
+    if let Some(batch) = job.batch {
+        rows.push(("batch", batch.to_string()));
+    }
     for (name, value) in &job.headers {
         rows.push(("header", format!("{name}: {value}")));
     }
@@ -185,6 +188,7 @@ pub(super) mod tests {
             headers: [("traceparent".to_owned(), "00-1".to_owned())].into(),
             priority: 5,
             tags: vec!["vip".parse().unwrap()],
+            batch: Some(ganger_protocol::BatchId(36)),
             pushed_at: Timestamp(1_700_000_000_000),
             expires_at: None,
             unique: None,
@@ -223,6 +227,7 @@ pub(super) mod tests {
              failures   2 of 2\n\
              losses     1\n\
              tags       vip\n\
+             batch      10\n\
              header     traceparent: 00-1\n\
              error      2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
              payload    {\"to\":1}\n"

@@ -540,6 +540,7 @@ mod tests {
             timeout_ms: DurationMs::from_secs(60),
             pushed_at: Timestamp(0),
             tags: Vec::new(),
+            batch: None,
         }
     }
 

@@ -161,7 +161,11 @@ impl Core {
             replies,
             notices,
             session,
+            lapsed,
         } = outcome;
+        for (namespace, batch) in lapsed {
+            tracing::warn!(%namespace, %batch, "nobody committed the batch within 24 h; it is closed");
+        }
         let mut released = Released {
             replies: Vec::new(),
             notices,

@@ -406,7 +406,10 @@ impl Session {
         if self.shared.is_draining() {
             state::check_draining(operation)?;
         }
-        let pushes = matches!(operation, Operation::Push(_) | Operation::CronRun(_));
+        let pushes = matches!(
+            operation,
+            Operation::Push(_) | Operation::CronRun(_) | Operation::BatchOpen(_)
+        );
         if pushes && self.shared.is_short_of_space() {
             return Err(WireError::overloaded(
                 "the disk is nearly full; pushes are refused, answers are taken",

@@ -82,6 +82,10 @@ impl State {
             | Operation::CronPause(_)
             | Operation::CronResume(_)
             | Operation::CronRun(_)
+            | Operation::BatchOpen(_)
+            | Operation::BatchCommit(_)
+            | Operation::BatchShow(_)
+            | Operation::BatchList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -108,7 +112,7 @@ impl State {
 /// `draining`.
 pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
     let refused = match operation {
-        Operation::Push(_) | Operation::CronRun(_) => true,
+        Operation::Push(_) | Operation::CronRun(_) | Operation::BatchOpen(_) => true,
         Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
         Operation::Hello(_)
         | Operation::Ack(_)
@@ -130,6 +134,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::CronShow(_)
         | Operation::CronPause(_)
         | Operation::CronResume(_)
+        | Operation::BatchCommit(_)
+        | Operation::BatchShow(_)
+        | Operation::BatchList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -145,12 +152,12 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        JobId, JobSpec, LeaseId,
+        BatchId, JobId, JobSpec, LeaseId,
         cron::CronSet,
         request::{
-            Ack, AckItem, Backup, CronList, CronNames, CronRun, CronShow, DeadList, DeadSelect,
-            Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push, QueueList, QueueNames,
-            Release, Stats,
+            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
+            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push,
+            QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -184,6 +191,7 @@ mod tests {
                 jobs: vec![],
                 atomic: false,
                 spread_ms: None,
+                by: None,
                 seq: None,
             }),
             Operation::Fetch(Fetch::default()),
@@ -216,6 +224,14 @@ mod tests {
             Operation::CronResume(CronNames { names: vec![] }),
             Operation::CronRun(CronRun {
                 name: "c".parse().unwrap(),
+            }),
+            Operation::BatchOpen(Box::default()),
+            Operation::BatchCommit(BatchName { batch: BatchId(1) }),
+            Operation::BatchShow(BatchName { batch: BatchId(1) }),
+            Operation::BatchList(BatchList {
+                settled: false,
+                cursor: None,
+                limit: 1,
             }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
@@ -261,6 +277,10 @@ mod tests {
             "cron_pause",
             "cron_resume",
             "cron_run",
+            "batch_open",
+            "batch_commit",
+            "batch_show",
+            "batch_list",
             "stats",
             "backup",
         ];
@@ -292,6 +312,7 @@ mod tests {
             jobs: vec![],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: Some(1),
         });
         let error = State::Open(OPEN).check(&push).unwrap_err();
@@ -313,7 +334,7 @@ mod tests {
             .filter(|operation| check_draining(operation).is_err())
             .map(|operation| operation.op())
             .collect();
-        assert_eq!(refused, ["push", "fetch", "cron_run"]);
+        assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
         let ack = AckItem {
             job: JobId::from_bytes([0; 24]),
             lease: LeaseId(1),

@@ -4,18 +4,20 @@
 //! Each job gets a record of its own under its old id; the ready ones stand in their lanes in the
 //! order in which they come. It is what import and repair have in common.
 
+mod batches;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::{HashSet, HashSetExt as _};
 use ganger_engine::{
-    PRODUCER_IDLE_MAX,
+    PRODUCER_IDLE_MAX, batch,
     change::{Change, Group},
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane, OutcomeRecord, Place,
-        ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer, TimerKind, UniqueKey,
-        UniqueRecord, blob_parts,
+        BatchRecord, Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane,
+        OutcomeRecord, Place, ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer,
+        TimerKind, UniqueKey, UniqueRecord, blob_parts,
     },
     unique::{Named, is_held},
 };
@@ -52,6 +54,8 @@ pub struct Built {
     pub jobs: u64,
     /// Cron entries.
     pub crons: u64,
+    /// Batches.
+    pub batches: u64,
 }
 
 /// A store in the making.
@@ -71,6 +75,7 @@ pub struct Builder {
     unwritten: HashSet<JobId>,
     /// The newest outcome of each producer.
     producers: BTreeMap<ProducerNumber, Timestamp>,
+    batches: batches::Batches,
     built: Built,
 }
 
@@ -96,11 +101,12 @@ impl Builder {
             open: BTreeMap::new(),
             unwritten: HashSet::new(),
             producers: BTreeMap::new(),
+            batches: batches::Batches::default(),
             built: Built::default(),
         })
     }
 
-    /// Takes something that a store says. A queue comes before its jobs.
+    /// Takes something that a store says. Queues and batches come before their jobs.
     ///
     /// # Errors
     /// [`StoreError`] when the table cannot be written.
@@ -119,6 +125,7 @@ impl Builder {
             }
             Told::Outcome(outcome) => self.outcome(outcome),
             Told::Cron(cron) => self.cron(cron),
+            Told::Batch(batch) => self.batch(*batch),
         }
         if self.changes.len() >= BATCH_CHANGES {
             self.write()?;
@@ -144,6 +151,7 @@ impl Builder {
     fn job(&mut self, job: WholeJob) -> Result<(), StoreError> {
         let WholeJob { mut record, errors } = job;
         let (id, queue) = (record.id, self.queue_of(&record));
+        self.batches.member(&mut record);
         record.spilled_parts = record.content.as_ref().map_or(0, |it| it.spilled_parts());
         if record.spilled_parts > 0
             && let Some(content) = &record.content
@@ -313,6 +321,22 @@ impl Builder {
         self.changes.push(Change::PutCron(cron));
     }
 
+    fn batch(&mut self, batch: BatchRecord) {
+        self.built.batches += 1;
+        match batch.settled_at {
+            None => self.batches.take(batch),
+            Some(_) => self.put_batch(batch),
+        }
+    }
+
+    fn put_batch(&mut self, batch: BatchRecord) {
+        if let Some(at) = batch.deadline() {
+            let timer = batch::timer(batch.id, at);
+            self.changes.push(Change::PutTimer(timer));
+        }
+        self.changes.push(Change::PutBatch(Box::new(batch)));
+    }
+
     fn set_timer(&mut self, what: TimerKind, at: Timestamp, id: [u8; JobId::BYTES]) {
         self.changes.push(Change::PutTimer(Timer { at, what, id }));
     }
@@ -339,6 +363,9 @@ impl Builder {
     pub fn finish(mut self) -> Result<Built, StoreError> {
         for (key, run) in std::mem::take(&mut self.open).into_values() {
             self.changes.push(Change::PutRun(key, run));
+        }
+        for batch in std::mem::take(&mut self.batches).finish() {
+            self.put_batch(batch);
         }
         for (producer, newest) in std::mem::take(&mut self.producers) {
             let mut id = [0; JobId::BYTES];

@@ -1,7 +1,7 @@
 //! The digest of a table: a sum over the rows whose loss no other record would show.
 //!
 //! Jobs, runs, timers and indexes vouch for each other; a queue without jobs, a session, an
-//! outcome or a cron entry stands alone. Each batch of a checkpoint carries the digest behind it, so that the two
+//! outcome, a cron entry or a batch stands alone. Each batch of a checkpoint carries the digest behind it, so that the two
 //! never differ but by damage. The checkpoint keeps it, `doctor.rs` adds it up again.
 
 use bytes::Bytes;

@@ -5,20 +5,26 @@
 //! and nothing is held in memory that grows with the backlog. What can be saved of a damaged
 //! store is `salvage.rs`'s business.
 
+mod batches;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use ganger_engine::{
+    batch,
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord, LeftRun, PartKey,
-        Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob, Timer, TimerKind,
-        UniqueKey, UniqueRecord,
+        BatchRecord, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord,
+        LeftRun, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob,
+        Timer, TimerKind, UniqueKey, UniqueRecord,
     },
     unique::{Named, is_held, key_of_timer, ttl_timer},
 };
-use ganger_protocol::{DurationMs, JobId, SessionId, Timestamp, job::JobState, response::Counters};
+use ganger_protocol::{
+    BatchId, DurationMs, JobId, SessionId, Timestamp, batch::BatchCounters, job::JobState,
+    response::Counters,
+};
 
 use super::{
     Store, StoreError, bad_key,
@@ -91,6 +97,8 @@ pub fn examine(store: &Store, problems: Vec<StoreError>, progress: &mut dyn FnMu
         sessions: HashSet::new(),
         producers: HashSet::new(),
         watched: HashSet::new(),
+        members: BTreeMap::new(),
+        batches: BTreeMap::new(),
     };
     for problem in problems {
         examiner.health.find(None, describe(&problem));
@@ -143,6 +151,10 @@ struct Examiner<'a> {
     /// Producers with outcomes, and those of them that a timer looks after.
     producers: HashSet<ProducerNumber>,
     watched: HashSet<ProducerNumber>,
+    /// Counters of batches, as their members come to.
+    members: BTreeMap<BatchId, BatchCounters>,
+    /// Batches that ought to have some of them.
+    batches: BTreeMap<BatchId, BatchRecord>,
 }
 
 impl Examiner<'_> {
@@ -156,6 +168,8 @@ impl Examiner<'_> {
         self.each(Prefix::Outcome, Self::outcome)?;
         self.each(Prefix::Run, Self::run_row)?;
         self.each(Prefix::Job, Self::job)?;
+        self.each(Prefix::Batch, Self::batch)?;
+        self.compare_batches();
         self.each(Prefix::Cron, Self::cron)?;
         self.each(Prefix::Timer, Self::timer)?;
         for producer in self.producers.difference(&self.watched) {
@@ -169,7 +183,7 @@ impl Examiner<'_> {
         for later in Prefix::ALL
             .into_iter()
             .skip_while(|it| *it != Prefix::Batch)
-            .filter(|it| *it != Prefix::Cron)
+            .filter(|it| !matches!(it, Prefix::Batch | Prefix::Cron))
         {
             self.each(later, Self::unknown)?;
         }
@@ -340,6 +354,7 @@ impl Examiner<'_> {
                         None => self.store.spilled(&job)?,
                     };
                     if let Some(content) = content {
+                        self.member(content.batch, batch::Standing::of_job(state, 0, 0));
                         let standing = Standing {
                             content,
                             state,
@@ -431,6 +446,7 @@ impl Examiner<'_> {
             Some(content) => Some(Arc::clone(content)),
             None => self.store.spilled(&id)?,
         };
+        self.member_of_record(key, &job, content.as_deref());
         if let Some(content) = content {
             let attempt = job.attempt;
             let standing = Standing {
@@ -640,7 +656,8 @@ impl Examiner<'_> {
                 let lock = self.known_lock(&key_of_timer(&timer))?;
                 lock.is_some_and(|lock| lock.ends_at == Some(timer.at))
             }
-            TimerKind::BatchDeadline | TimerKind::PauseEnd => false,
+            TimerKind::BatchDeadline => self.is_awaited_by_batch(&timer)?,
+            TimerKind::PauseEnd => false,
         };
         if !is_right {
             self.find(key, "nothing waits for it");
@@ -757,7 +774,8 @@ impl Examiner<'_> {
     fn compare_digest(&mut self) -> Result<(), StoreError> {
         let kept: Digest = *lock(&self.store.digest);
         if rebuild::add_up(&*self.store.table)? != kept {
-            let what = "a queue, session, outcome or cron entry is missing, left over or changed";
+            let what =
+                "a queue, session, outcome, cron entry or batch is missing, left over or changed";
             self.find(&Key::meta(Meta::Digest), what);
         }
         Ok(())

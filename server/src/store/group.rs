@@ -14,7 +14,7 @@ use ganger_engine::{
 use ganger_protocol::SessionId;
 
 use super::{
-    StoreError,
+    StoreError, batch,
     coding::{Malformed, Reader, put_varint},
     cron,
     keys::{Key, Meta},
@@ -158,6 +158,12 @@ impl Encoder {
                 self.put(Key::cron(cron.number), |out| cron::put_cron(out, cron))?;
             }
             Change::DeleteCron(number) => self.delete(Key::cron(*number)),
+            Change::PutBatch(batch) => {
+                let key = Key::batch(batch.settled_at.is_some(), batch.id);
+                self.put(key, |out| batch::put_batch(out, batch))?;
+            }
+            Change::DeleteLiveBatch(id) => self.delete(Key::batch(false, *id)),
+            Change::DeleteSettledBatch(id) => self.delete(Key::batch(true, *id)),
             Change::PutContent(job, content) => self.put_parts(
                 |part| Key::blob(job, BlobKind::Content, part),
                 |out| records::put_content(out, content),

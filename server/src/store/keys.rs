@@ -10,7 +10,7 @@ use ganger_engine::records::{
     BlobKind, Closed, CronNumber, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer,
     TimerKind, UniqueKey,
 };
-use ganger_protocol::{JobId, SessionId, Timestamp, job::JobState};
+use ganger_protocol::{BatchId, JobId, SessionId, Timestamp, job::JobState};
 
 use super::records::{state_from_number, state_number};
 
@@ -42,7 +42,7 @@ pub enum Prefix {
     Blob = 0x19,
     /// digest of namespace and unique key.
     Unique = 0x20,
-    /// For later: batch u64.
+    /// whether it is settled u8 · batch u64: a start reads only the others.
     Batch = 0x21,
     /// For later: batch u64 · job id.
     Member = 0x22,
@@ -320,9 +320,14 @@ impl Key {
         Self::of(Prefix::Unique).with(&key.0)
     }
 
-    /// For later: a batch.
-    pub fn batch(batch: u64) -> Self {
-        Self::of(Prefix::Batch).with(&batch.to_be_bytes())
+    /// The begin of all batches that are settled, or of all others.
+    pub fn batches(is_settled: bool) -> Self {
+        Self::of(Prefix::Batch).with(&[u8::from(is_settled)])
+    }
+
+    /// A batch, which is settled or not.
+    pub fn batch(is_settled: bool, batch: BatchId) -> Self {
+        Self::batches(is_settled).with(&batch.0.to_be_bytes())
     }
 
     /// For later: a member of a batch.
@@ -446,6 +451,18 @@ impl Key {
         let producer = ProducerNumber(take_u64(&mut rest)?);
         let (part, slot) = (take_u16(&mut rest)?, take_u8(&mut rest)?);
         rest.is_empty().then_some((producer, part, slot))
+    }
+
+    /// What a key of a batch names: whether it is settled, and the batch.
+    pub fn to_batch(&self) -> Option<(bool, BatchId)> {
+        let mut rest = self.rest(Prefix::Batch)?;
+        let is_settled = match take_u8(&mut rest)? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let batch = BatchId(take_u64(&mut rest)?);
+        rest.is_empty().then_some((is_settled, batch))
     }
 
     /// What a key of a cron entry names.
@@ -578,6 +595,9 @@ mod tests {
             Key::cron(CronNumber(258)).as_slice(),
             [0x24, 0, 0, 0, 0, 0, 0, 1, 2]
         );
+        let batch = Key::batch(true, BatchId(258));
+        assert_eq!(batch.as_slice(), [0x21, 1, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(batch.to_batch(), Some((true, BatchId(258))));
         assert_eq!(Key::meta(Meta::Head).as_slice(), [1, 1]);
     }
 

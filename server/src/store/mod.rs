@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod backup;
+mod batch;
 pub mod build;
 mod checkpoint;
 mod coding;
@@ -588,6 +589,13 @@ impl Store {
             recovered
                 .crons
                 .push(cron::cron(number, body).map_err(damaged(key))?);
+            Ok(())
+        })?;
+        self.scan_begin(Key::batches(false), |key, value| {
+            let (_, body) = self.open_record(key, value)?;
+            let (_, id) = key.to_batch().ok_or_else(|| bad_key(key))?;
+            let batch = batch::batch(id, body).map_err(damaged(key))?;
+            recovered.batches.push(batch);
             Ok(())
         })?;
         self.scan_all(Prefix::Session, |key, _| {

@@ -9,17 +9,17 @@ use bytes::Bytes;
 use ganger_engine::{
     facts::{Fact, HeadEntry, HeadRow, Heads, Need},
     records::{
-        BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, Place, ProducerNumber,
-        QueueNumber, RunKey, StoredJob, Timer, UniqueKey, UniqueRecord,
+        BatchRecord, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, Place,
+        ProducerNumber, QueueNumber, RunKey, StoredJob, Timer, UniqueKey, UniqueRecord,
     },
 };
 use ganger_protocol::{
-    JobId, Timestamp,
+    BatchId, JobId, Timestamp,
     job::{JobError, JobState},
 };
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, batch,
     coding::{Malformed, Reader},
     damaged,
     keys::{Key, Prefix},
@@ -78,6 +78,11 @@ impl Store {
                 outcome.transpose().map(Fact::Outcome)
             }
             Need::Unique(key) => self.lock_of(&key).map(Fact::Unique),
+            Need::Batch(id) => {
+                let batch = self.batch_of(&Key::batch(true, id))?;
+                Ok(Fact::Batch(batch.map(Box::new)))
+            }
+            Need::Batches { after, max } => self.settled_batches(after, max),
             Need::Run(run) => self.run_entries(&run).map(Fact::Run),
             Need::OldestDead { queue, max } => {
                 let span = Span::of(Key::closed_jobs(queue, JobState::Dead));
@@ -184,9 +189,18 @@ impl Store {
     pub(super) fn scan_all(
         &self,
         prefix: Prefix,
+        visit: impl FnMut(&Key, &Bytes) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.scan_begin(Key::of(prefix), visit)
+    }
+
+    /// Visits every row whose key begins so.
+    pub(super) fn scan_begin(
+        &self,
+        begin: Key,
         mut visit: impl FnMut(&Key, &Bytes) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let mut span = Span::of(Key::of(prefix));
+        let mut span = Span::of(begin);
         loop {
             let rows = self.scan(span, PAGE_ROWS)?;
             let Some((last, _)) = rows.last() else {
@@ -427,6 +441,35 @@ impl Store {
         });
         Ok(Fact::Timers {
             timers: timers.collect::<Result<_, _>>()?,
+            at_end,
+        })
+    }
+
+    /// The batch behind a key.
+    pub(super) fn batch_of(&self, key: &Key) -> Result<Option<BatchRecord>, StoreError> {
+        let (Some(value), Some((_, id))) = (self.read_value(key)?, key.to_batch()) else {
+            return Ok(None);
+        };
+        let (_, body) = self.open_record(key, &value)?;
+        batch::batch(id, body).map(Some).map_err(damaged(key))
+    }
+
+    fn settled_batches(&self, after: Option<BatchId>, max: u32) -> Result<Fact, StoreError> {
+        let mut span = Span::of(Key::batches(true));
+        if let Some(after) = after {
+            span = span.behind(&Key::batch(true, after));
+        }
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut rows = self.scan(span, max.saturating_add(1))?;
+        let at_end = rows.len() <= max;
+        rows.truncate(max);
+        let batches = rows.iter().map(|(key, value)| {
+            let (_, body) = self.open_record(key, value)?;
+            let (_, id) = key.to_batch().ok_or_else(|| super::bad_key(key))?;
+            batch::batch(id, body).map_err(damaged(key))
+        });
+        Ok(Fact::Batches {
+            batches: batches.collect::<Result<_, _>>()?,
             at_end,
         })
     }

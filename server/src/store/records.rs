@@ -13,7 +13,7 @@ use ganger_engine::records::{
     RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
-    DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,
+    BatchId, DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,
     ids::Tag,
     job::{DeadReason, Headers, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
@@ -240,7 +240,7 @@ fn put_options(out: &mut Vec<u8>, content: &Content) {
         put_tags(out, &content.tags);
     }
     if let Some(batch) = &content.batch {
-        put_bytes(out, batch.as_str().as_bytes());
+        put_varint(out, batch.0);
     }
     if !content.after.is_empty() {
         put_tags(out, &content.after);
@@ -302,7 +302,7 @@ pub(super) fn content(reader: &mut Reader<'_>) -> Result<Content, Malformed> {
         content.tags = tags(reader)?;
     }
     if has(BATCH) {
-        content.batch = Some(reader.parsed()?);
+        content.batch = Some(BatchId(reader.varint()?));
     }
     if has(AFTER) {
         content.after = tags(reader)?;
@@ -617,7 +617,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         job.run_at,
         job.closed_at,
         job.cancel_at,
-        job.batch.map(Timestamp),
+        job.batch.map(|batch| Timestamp(batch.0)),
     ];
     for number in times.into_iter().flatten() {
         put_varint(out, number.0);
@@ -695,7 +695,7 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         job.cancel_at = Some(Timestamp(reader.varint()?));
     }
     if has(IN_BATCH) {
-        job.batch = Some(reader.varint()?);
+        job.batch = Some(BatchId(reader.varint()?));
     }
     if has(PLACE) {
         job.place = Some(place(reader, &Place::of_birth(&id))?);

@@ -6,8 +6,8 @@
 
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
-    BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord, PackedJob, Place,
-    QueueRecord, RunKey,
+    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
+    PackedJob, Place, QueueRecord, RunKey,
 };
 use ganger_protocol::{
     JobId,
@@ -15,7 +15,7 @@ use ganger_protocol::{
 };
 
 use super::{
-    Store, StoreError, bad_key, cron, damaged, describe,
+    Store, StoreError, bad_key, batch, cron, damaged, describe,
     keys::{Key, Meta, Prefix},
     rebuild::RESTORE_STEP,
     records,
@@ -30,6 +30,8 @@ pub enum Told {
     Job(Box<WholeJob>),
     /// The outcome of a numbered push.
     Outcome(Box<OutcomeRecord>),
+    /// A batch, before its jobs and the batches in it.
+    Batch(Box<BatchRecord>),
     /// A cron entry.
     Cron(Box<CronRecord>),
 }
@@ -111,6 +113,11 @@ pub fn head(store: &Store) -> Result<HeadRecord, StoreError> {
         head.reserved = head.reserved.max(number.saturating_add(1));
         Ok(())
     })?;
+    store.scan_all(Prefix::Batch, |key, _| {
+        let number = key.to_batch().map_or(0, |(_, batch)| batch.0);
+        head.reserved = head.reserved.max(number.saturating_add(1));
+        Ok(())
+    })?;
     // Numbers that were given and left no trace.
     head.position_high = head.position_high.saturating_add(RESTORE_STEP);
     head.position_low = head.position_low.saturating_sub(RESTORE_STEP);
@@ -129,6 +136,7 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
         left: HashMap::new(),
     };
     teller.each(Prefix::Queue, Teller::queue)?;
+    teller.each(Prefix::Batch, Teller::batch)?;
     teller.each(Prefix::Acks, Teller::acks)?;
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
@@ -300,6 +308,12 @@ impl Teller<'_> {
         let number = key.to_cron().ok_or_else(|| bad_key(key))?;
         let cron = cron::cron(number, body).map_err(damaged(key))?;
         self.listener.told(Told::Cron(Box::new(cron)))
+    }
+
+    fn batch(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let (_, id) = key.to_batch().ok_or_else(|| bad_key(key))?;
+        let batch = batch::batch(id, body).map_err(damaged(key))?;
+        self.listener.told(Told::Batch(Box::new(batch)))
     }
 
     fn outcome(&mut self, key: &Key, _: &[u8]) -> Result<(), StoreError> {

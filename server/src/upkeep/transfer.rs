@@ -2,7 +2,7 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its cron entries. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its cron entries. Batches come before the jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
@@ -18,7 +18,7 @@ use ganger_engine::records::{
     Content, CronNumber, HeadRecord, JobRecord, Place, QueueNumber, QueueRecord,
 };
 use ganger_protocol::{
-    CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
+    BatchId, CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
     Timestamp,
     job::{DeadReason, JobError, JobState},
     response::Counters,
@@ -28,6 +28,7 @@ use serde_json::Value;
 
 use super::{
     CACHE_BYTES, UpkeepError,
+    batches::{BatchLine, batch_of},
     crons::{CronLine, cron_of},
     empty_dir, shards_of,
 };
@@ -56,6 +57,8 @@ pub struct Transferred {
     pub jobs: u64,
     /// Cron entries.
     pub crons: u64,
+    /// Batches.
+    pub batches: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +68,7 @@ enum Line {
     Queue(QueueLine),
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
+    Batch(Box<BatchLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -253,6 +257,15 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Batch(batch) => {
+                self.done.batches += 1;
+                match BatchLine::of(&batch) {
+                    Ok(line) => self.line(&Line::Batch(Box::new(line))),
+                    Err(error) => {
+                        self.failure.get_or_insert_with(|| error.into());
+                    }
+                }
+            }
             Told::Outcome(_) => {}
         }
         match self.failure {
@@ -352,7 +365,7 @@ fn spec_of(record: &JobRecord, content: &Content, queue: QueueName) -> JobSpec {
         expires_at: content.expires_at,
         unique: content.unique.clone(),
         key: content.key.clone(),
-        batch: content.batch.clone(),
+        batch: content.batch,
         after: content.after.clone(),
         retain_ms: content.retain_ms,
         ..JobSpec::new(content.kind.clone(), bytes::Bytes::new())
@@ -406,6 +419,7 @@ struct Shard {
     queues: BTreeMap<(NamespaceName, QueueName), QueueNumber>,
     crons: BTreeSet<(NamespaceName, CronName)>,
     cron_numbers: BTreeSet<CronNumber>,
+    batches: BTreeSet<BatchId>,
 }
 
 impl Importer<'_> {
@@ -431,6 +445,7 @@ impl Importer<'_> {
                 Line::Queue(queue) => self.queue(queue, number)?,
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
+                Line::Batch(batch) => self.batch(*batch, number)?,
             }
             progress(self.done.jobs);
         }
@@ -493,6 +508,7 @@ impl Importer<'_> {
             queues: BTreeMap::new(),
             crons: BTreeSet::new(),
             cron_numbers: BTreeSet::new(),
+            batches: BTreeSet::new(),
         });
         Ok(())
     }
@@ -524,6 +540,15 @@ impl Importer<'_> {
     fn job(&mut self, line: JobLine, at: u64) -> Result<(), UpkeepError> {
         let shard = self.shard(at)?;
         let whole = whole_job(line, &shard.queues).map_err(|what| invalid(at, &what))?;
+        if let Some(batch) = whole.record.batch
+            && !whole.record.state.is_terminal()
+            && !shard.batches.contains(&batch)
+        {
+            return Err(invalid(
+                at,
+                &format!("the batch {batch} did not come before"),
+            ));
+        }
         shard.take(Told::Job(Box::new(whole)))?;
         self.done.jobs += 1;
         Ok(())
@@ -541,6 +566,17 @@ impl Importer<'_> {
         }
         shard.take(Told::Cron(Box::new(cron)))?;
         self.done.crons += 1;
+        Ok(())
+    }
+
+    fn batch(&mut self, line: BatchLine, at: u64) -> Result<(), UpkeepError> {
+        let shard = self.shard(at)?;
+        let batch = batch_of(line).map_err(|what| invalid(at, &what))?;
+        if !shard.batches.insert(batch.id) {
+            return Err(invalid(at, "a batch with this id comes a second time"));
+        }
+        shard.take(Told::Batch(Box::new(batch)))?;
+        self.done.batches += 1;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ganger_protocol::{
-    LeaseId, WireError,
+    BatchId, LeaseId, WireError,
     job::GrantedJob,
     limits::{LEASE_MAX, LEASE_MIN},
     request::{ExtendItem, LeaseRef},
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    batch::Batch,
     client::Client,
     error::Error,
     job::{CONTENT_TYPE_JSON, millis},
@@ -100,6 +101,7 @@ pub struct Context {
 struct Shared {
     client: Client,
     lease: LeaseRef,
+    batch: Option<BatchId>,
     deadline: Mutex<Instant>,
     cancelled: CancellationToken,
     reason: OnceLock<CancelReason>,
@@ -118,11 +120,16 @@ pub enum CancelReason {
 }
 
 impl Context {
-    pub(super) fn new(client: Client, lease: LeaseRef, deadline: Instant) -> Self {
+    pub(super) fn new(
+        client: Client,
+        (lease, batch): (LeaseRef, Option<BatchId>),
+        deadline: Instant,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 client,
                 lease,
+                batch,
                 deadline: Mutex::new(deadline),
                 cancelled: CancellationToken::new(),
                 reason: OnceLock::new(),
@@ -140,6 +147,23 @@ impl Context {
     /// ```
     pub fn lease(&self) -> LeaseId {
         self.shared.lease.lease
+    }
+
+    /// The batch of the job, to add members to it, also once it is committed: they are counted
+    /// before this job is over.
+    ///
+    /// ```no_run
+    /// # async fn example(context: ganger_client::Context) -> Result<(), ganger_client::Error> {
+    /// if let Some(batch) = context.batch() {
+    ///     batch.push(ganger_client::Job::new("render")).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn batch(&self) -> Option<Batch> {
+        let Shared { client, lease, .. } = &*self.shared;
+        let batch = self.shared.batch?;
+        Some(Batch::of_member(client.clone(), batch, *lease))
     }
 
     /// When the lease ends unless it is extended, as this process measures time.

@@ -297,7 +297,7 @@ impl<'a> Run<'a> {
         self.worker.counters.granted.add(1);
         let timeout = Duration::from_millis(job.timeout_ms.0);
         let now = Instant::now();
-        let context = Context::new(self.client.clone(), lease, now + timeout);
+        let context = Context::new(self.client.clone(), (lease, job.batch), now + timeout);
         let extend_at = now + timeout / 2;
         self.running.insert(
             lease.lease,

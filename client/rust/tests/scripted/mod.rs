@@ -283,6 +283,7 @@ pub fn granted(number: u8, kind: &str) -> GrantedJob {
         timeout_ms: DurationMs::from_mins(30),
         pushed_at: Timestamp(1),
         tags: Vec::new(),
+        batch: None,
     }
 }
 

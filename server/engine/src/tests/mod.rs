@@ -1,5 +1,6 @@
 //! What the engine does, told as a specification: one behaviour a test, over a store in memory.
 
+mod batches;
 mod cron;
 mod dead;
 mod expiry;

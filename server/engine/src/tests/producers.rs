@@ -19,6 +19,7 @@ fn push(world: &mut World, seq: u64, jobs: Vec<JobSpec>) -> Result<Vec<PushResul
         jobs,
         atomic: false,
         spread_ms: None,
+        by: None,
         seq: Some(seq),
     };
     let results = world.push_as(Some(PRODUCER), push);
@@ -155,6 +156,7 @@ fn an_atomic_push_is_all_or_nothing() {
             jobs,
             atomic: true,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         world.push_as(None, push)
@@ -172,6 +174,7 @@ fn one_refused_job_refuses_no_neighbour() {
         jobs: mixed(),
         atomic: false,
         spread_ms: None,
+        by: None,
         seq: None,
     };
     let results = world.push_as(None, push).unwrap();
@@ -191,6 +194,7 @@ fn queues_and_namespaces_are_made_up_to_their_limits() {
             jobs: vec![job(queue)],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         };
         let result = world.push_as(None, push).unwrap().remove(0);
@@ -215,6 +219,7 @@ fn a_push_is_answered_only_by_its_own_group() {
             jobs: vec![job("a")],
             atomic: false,
             spread_ms: None,
+            by: None,
             seq: None,
         }),
     );

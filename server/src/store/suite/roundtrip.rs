@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::samples::*;
 use crate::store::{
+    batch,
     coding::Malformed,
     cron,
     records::{self, HEADER_BYTES},
@@ -114,6 +115,15 @@ proptest! {
         let read = |body: &[u8]| cron::cron(cron.number, body);
         prop_assert!(fits(&body), "{}", body.len());
         prop_assert_eq!(read(&body), Ok(cron.clone()));
+        mangled(&body, at, read);
+    }
+
+    #[test]
+    fn batches(record in any_batch(), at: usize) {
+        let body = body(|out| batch::put_batch(out, &record));
+        let read = |body: &[u8]| batch::batch(record.id, body);
+        prop_assert!(fits(&body), "{}", body.len());
+        prop_assert_eq!(read(&body), Ok(record.clone()));
         mangled(&body, at, read);
     }
 

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use ganger_engine::records::{
-    ACKS_PER_PART, Bits, Content, CronNumber, CronRecord, CronTimes, Entry, GroupNumber,
-    HeadRecord, INLINE_BYTES_MAX, JobRecord, LEASES_PER_PART, Lane, LeaseRecord, LeftRun,
-    OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
-    RunKey, SessionRecord,
+    ACKS_PER_PART, BatchRecord, Bits, Callback, Content, CronNumber, CronRecord, CronTimes, Entry,
+    GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobRecord, LEASES_PER_PART, Lane, LeaseRecord,
+    LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
+    QueueRecord, Run, RunKey, SessionRecord,
 };
 use ganger_protocol::{
-    DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy, SessionId,
-    Timestamp,
+    BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
+    SessionId, Timestamp,
+    batch::BatchCounters,
     cron::{Misfire, Overlap},
     ids::Tag,
     job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
+    limits::BATCH_CALLBACKS_BYTES_MAX,
     response::Counters,
     retry::Curve,
 };
@@ -185,7 +187,7 @@ pub(super) fn any_content() -> impl Strategy<Value = Content> {
         prop::option::of(unique()),
         prop::option::of(name::<Tag>()),
         prop::collection::vec(name::<Tag>(), 0..=8),
-        prop::option::of(name::<Tag>()),
+        prop::option::of(any::<u64>().prop_map(BatchId)),
         prop::collection::vec(name::<Tag>(), 0..4),
         prop::option::of(duration()),
     );
@@ -254,7 +256,7 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
         any_packed(),
     );
     let later = (
-        prop::option::of(any::<u64>()),
+        prop::option::of(any::<u64>().prop_map(BatchId)),
         any::<bool>(),
         prop::option::of(any::<u8>()),
         prop::option::of("[ -~]{0,100}"),
@@ -485,6 +487,61 @@ pub(super) fn any_cron() -> impl Strategy<Value = CronRecord> {
             queue: job.0,
             priority: job.1,
             content: Arc::new(content),
+        })
+}
+
+pub(super) fn any_batch() -> impl Strategy<Value = BatchRecord> {
+    let is_small = |content: &Content| 3 * content.bound_bytes() <= BATCH_CALLBACKS_BYTES_MAX;
+    let callback = move || {
+        let job = (
+            prop::option::of(any_job_id()),
+            name(),
+            prop::option::of(0_u8..10),
+            any_content().prop_filter("a small one", is_small),
+        );
+        let job = job.prop_map(|(pushed, queue, priority, content)| Callback {
+            queue,
+            priority,
+            content: Arc::new(content),
+            pushed,
+        });
+        prop::option::of(job)
+    };
+    let is_at = || prop::option::of(timestamp());
+    (
+        (
+            any::<u64>(),
+            name(),
+            "[ -~]{0,256}",
+            prop::option::of(any::<u64>()),
+        ),
+        any::<[u64; 8]>(),
+        (timestamp(), is_at(), is_at(), is_at(), any::<bool>()),
+        (callback(), callback(), callback()),
+    )
+        .prop_map(|(who, c, when, callbacks)| BatchRecord {
+            id: BatchId(who.0),
+            namespace: who.1,
+            description: who.2,
+            parent: who.3.map(BatchId),
+            counters: BatchCounters {
+                total: c[0],
+                untried: c[1],
+                pending: c[2],
+                done: c[3],
+                dead: c[4],
+                cancelled: c[5],
+                expired: c[6],
+                deleted: c[7],
+            },
+            on_complete: callbacks.0,
+            on_success: callbacks.1,
+            on_settled: callbacks.2,
+            opened_at: when.0,
+            committed_at: when.1,
+            completed_at: when.2,
+            settled_at: when.3,
+            lapsed: when.4,
         })
 }
 
