@@ -25,6 +25,8 @@ pub enum ErrorCode {
     NotFound,
     /// The state of the job or queue does not allow it.
     Conflict,
+    /// The queue has as many waiting jobs as it may: `limit` and `actual` say so.
+    QuotaExceeded,
     /// The lease is not live: `state` says what became of the job.
     LeaseLost,
     /// The number of the push is older than what the server remembers; nothing was applied.
@@ -41,7 +43,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, in the order of the documentation.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::UnsupportedOp,
         Self::TooLarge,
@@ -49,6 +51,7 @@ impl ErrorCode {
         Self::Forbidden,
         Self::NotFound,
         Self::Conflict,
+        Self::QuotaExceeded,
         Self::LeaseLost,
         Self::SequenceExpired,
         Self::UnknownProducer,
@@ -67,6 +70,7 @@ impl ErrorCode {
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
+            Self::QuotaExceeded => "quota_exceeded",
             Self::LeaseLost => "lease_lost",
             Self::SequenceExpired => "sequence_expired",
             Self::UnknownProducer => "unknown_producer",
@@ -84,7 +88,7 @@ impl ErrorCode {
     /// Whether the same request may succeed later without a change.
     pub const fn is_retryable(self) -> bool {
         match self {
-            Self::Overloaded | Self::Draining | Self::Unavailable => true,
+            Self::QuotaExceeded | Self::Overloaded | Self::Draining | Self::Unavailable => true,
             Self::BadRequest
             | Self::UnsupportedOp
             | Self::TooLarge

@@ -16,6 +16,7 @@ use crate::{
     ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
+    queue::{OneQueue, QueuePause, QueueSet},
     read,
     scan::{ScanError, scan},
     time::{DurationMs, INTEGER_MAX, Timestamp},
@@ -101,9 +102,19 @@ operations! {
     /// Lists queues with their counters.
     QueueList(QueueList) = "queue_list",
     /// Stops grants from queues.
-    QueuePause(QueueNames) = "queue_pause",
+    QueuePause(QueuePause) = "queue_pause",
     /// Starts them again.
     QueueResume(QueueNames) = "queue_resume",
+    /// Shows a queue with its settings.
+    QueueShow(OneQueue) = "queue_show",
+    /// Changes settings of a queue.
+    QueueSet(Box<QueueSet>) = "queue_set",
+    /// Makes a queue; one that there is already stays as it is.
+    QueueCreate(OneQueue) = "queue_create",
+    /// Removes all jobs of a queue for good, at once.
+    QueuePurge(OneQueue) = "queue_purge",
+    /// Removes a queue that has no jobs.
+    QueueDelete(OneQueue) = "queue_delete",
     /// Makes or changes a cron entry.
     CronSet(Box<CronSet>) = "cron_set",
     /// Deletes cron entries.
@@ -607,9 +618,11 @@ impl Operation {
             }
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
-            Self::QueuePause(names) | Self::QueueResume(names) => {
+            Self::QueuePause(pause) => pause.check(limits),
+            Self::QueueResume(names) => {
                 check_count("queues", 1, limits.items_max, names.queues.len())
             }
+            Self::QueueSet(set) => set.check(),
             Self::CronSet(set) => set.check(limits),
             Self::CronDelete(names) | Self::CronPause(names) | Self::CronResume(names) => {
                 check_count("names", 1, limits.items_max, names.names.len())
@@ -625,6 +638,10 @@ impl Operation {
             | Self::Goodbye(Goodbye {})
             | Self::JobGet(JobGet { .. })
             | Self::QueueList(QueueList { .. })
+            | Self::QueueShow(OneQueue { .. })
+            | Self::QueueCreate(OneQueue { .. })
+            | Self::QueuePurge(OneQueue { .. })
+            | Self::QueueDelete(OneQueue { .. })
             | Self::Stats(Stats {})
             | Self::Backup(Backup { .. }) => Ok(()),
         }
@@ -759,7 +776,12 @@ impl DeadSelect {
     }
 }
 
-fn check_count(field: &str, min: usize, max: usize, actual: usize) -> Result<(), WireError> {
+pub(crate) fn check_count(
+    field: &str,
+    min: usize,
+    max: usize,
+    actual: usize,
+) -> Result<(), WireError> {
     if actual > max {
         return Err(WireError::too_large(field, max, actual));
     }

@@ -14,6 +14,7 @@ use crate::{
     ids::{JobId, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
     limits::Limits,
+    queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
     scan::scan,
@@ -283,6 +284,9 @@ pub struct QueueView {
     pub name: QueueName,
     /// Whether it gives no leases.
     pub paused: bool,
+    /// Until when; absent while it is not paused, or is until it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Timestamp>,
     /// Its counters.
     pub counters: Counters,
 }
@@ -372,8 +376,9 @@ replies! {
     Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
-    /// To `goodbye`, `queue_pause`, `queue_resume`, `cron_delete`, `cron_pause`, `cron_resume`.
-    Done(Done) = "goodbye" | "queue_pause" | "queue_resume"
+    /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
+    /// `cron_pause`, `cron_resume`.
+    Done(Done) = "goodbye" | "queue_pause" | "queue_resume" | "queue_create" | "queue_delete"
         | "cron_delete" | "cron_pause" | "cron_resume",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
@@ -383,6 +388,10 @@ replies! {
     Count(CountReply) = "dead_revive" | "dead_purge",
     /// To `queue_list`.
     Queues(QueuesReply) = "queue_list",
+    /// To `queue_show` and `queue_set`.
+    Queue(Box<QueueReply>) = "queue_show" | "queue_set",
+    /// To `queue_purge`.
+    Purged(QueuePurgeReply) = "queue_purge",
     /// To `cron_set` and `cron_show`.
     Cron(Box<CronView>) = "cron_set" | "cron_show",
     /// To `cron_list`.

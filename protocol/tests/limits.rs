@@ -15,6 +15,7 @@ use ganger_protocol::{
     frame,
     job::{Unique, UniqueOf, UniqueUntil},
     limits::{self, Limits},
+    queue::QueuePause,
     request::*,
     retry::Curve,
     time::INTEGER_MAX,
@@ -374,7 +375,11 @@ fn counts_of_a_request() {
         let names = || QueueNames {
             queues: vec!["mail".parse().unwrap(); n],
         };
-        check(expected, &Operation::QueuePause(names()));
+        let pause = QueuePause {
+            queues: names().queues,
+            ..QueuePause::default()
+        };
+        check(expected, &Operation::QueuePause(pause));
         check(expected, &Operation::QueueResume(names()));
     });
 }

@@ -18,6 +18,7 @@ use ganger_protocol::{
     ids::Tag,
     job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
+    queue::{OneQueue, QueuePause, QueueSet, Setting},
     request::*,
     retry::Curve,
     time::INTEGER_MAX,
@@ -360,7 +361,28 @@ fn operation() -> impl Strategy<Value = Operation> {
         select().prop_map(Operation::DeadRevive),
         select().prop_map(Operation::DeadPurge),
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),
-        vec(name(), 0..4).prop_map(|queues| Operation::QueuePause(QueueNames { queues })),
+        (vec(name(), 0..4), option::of(ms())).prop_map(|(queues, for_ms)| {
+            Operation::QueuePause(QueuePause {
+                queues,
+                for_ms,
+                until: None,
+            })
+        }),
+        name().prop_map(|queue| Operation::QueueShow(OneQueue { queue })),
+        name().prop_map(|queue| Operation::QueueCreate(OneQueue { queue })),
+        name().prop_map(|queue| Operation::QueuePurge(OneQueue { queue })),
+        name().prop_map(|queue| Operation::QueueDelete(OneQueue { queue })),
+        (name(), option::of(option::of(any::<u32>()))).prop_map(|(queue, jobs)| {
+            let jobs_max = match jobs {
+                None => Setting::Keep,
+                Some(None) => Setting::Default,
+                Some(Some(jobs)) => Setting::To(u64::from(jobs)),
+            };
+            Operation::QueueSet(Box::new(QueueSet {
+                jobs_max,
+                ..QueueSet::of(queue)
+            }))
+        }),
         vec(name(), 0..4).prop_map(|queues| Operation::QueueResume(QueueNames { queues })),
         batch_open().prop_map(|open| Operation::BatchOpen(Box::new(open))),
         any::<u64>().prop_map(|batch| Operation::BatchCommit(BatchName {

@@ -142,6 +142,7 @@ impl Verb {
             Operation::JobGet(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
+            | Operation::QueueShow(_)
             | Operation::CronList(_)
             | Operation::CronShow(_)
             | Operation::BatchShow(_)
@@ -151,6 +152,10 @@ impl Verb {
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::QueueSet(_)
+            | Operation::QueueCreate(_)
+            | Operation::QueuePurge(_)
+            | Operation::QueueDelete(_)
             | Operation::CronSet(_)
             | Operation::CronDelete(_)
             | Operation::CronPause(_)
@@ -504,12 +509,18 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
                 .and_then(named)
         }
         Operation::Fetch(fetch) => fetch.queues.iter().find(|queue| missing(queue)).cloned(),
-        Operation::QueuePause(names) | Operation::QueueResume(names) => {
-            let mut queues = names.queues.iter();
+        Operation::QueuePause(ganger_protocol::queue::QueuePause { queues, .. })
+        | Operation::QueueResume(ganger_protocol::request::QueueNames { queues }) => {
+            let mut queues = queues.iter();
             queues
                 .find(|queue| !own.iter().any(|own| own.matches(queue)))
                 .and_then(named)
         }
+        Operation::QueueShow(one)
+        | Operation::QueueCreate(one)
+        | Operation::QueuePurge(one)
+        | Operation::QueueDelete(one) => named(&one.queue).filter(missing),
+        Operation::QueueSet(set) => named(&set.queue).filter(missing),
         Operation::DeadList(list) => named(&list.queue).filter(missing),
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select
             .queue
@@ -724,6 +735,7 @@ mod tests {
         BatchId, JobId, JobSpec, LeaseId, QueueName,
         batch::BatchOpen,
         cron::CronSet,
+        queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList,
@@ -787,6 +799,11 @@ mod tests {
         let names = QueueNames {
             queues: vec![queue(name)],
         };
+        let pause = QueuePause {
+            queues: vec![queue(name)],
+            ..QueuePause::default()
+        };
+        let one = || OneQueue { queue: queue(name) };
         let pattern = Some(name.parse().unwrap());
         let cron = || "nightly".parse().unwrap();
         let set = CronSet::new(cron(), job.clone());
@@ -822,7 +839,15 @@ mod tests {
             (Operation::Stats(Stats {}), Verb::Inspect),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
-            (Operation::QueuePause(names.clone()), Verb::Admin),
+            (Operation::QueuePause(pause), Verb::Admin),
+            (Operation::QueueShow(one()), Verb::Inspect),
+            (
+                Operation::QueueSet(Box::new(QueueSet::of(queue(name)))),
+                Verb::Admin,
+            ),
+            (Operation::QueueCreate(one()), Verb::Admin),
+            (Operation::QueuePurge(one()), Verb::Admin),
+            (Operation::QueueDelete(one()), Verb::Admin),
             (Operation::QueueResume(names), Verb::Admin),
             (Operation::CronSet(Box::new(set)), Verb::Admin),
             (Operation::CronDelete(crons.clone()), Verb::Admin),
@@ -948,7 +973,7 @@ mod tests {
         };
         let result = authorise(
             &login(&mine),
-            &Operation::QueuePause(names),
+            &Operation::QueueResume(names),
             &NamespaceName::default(),
         );
         assert_eq!(

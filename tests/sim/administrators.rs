@@ -1,6 +1,9 @@
 //! Administrators: they look, pause and resume queues, revive and purge dead jobs.
 
-use ganger_protocol::request::{DeadSelect, JobGet, Operation, QueueNames, Stats};
+use ganger_protocol::{
+    queue::QueuePause,
+    request::{DeadSelect, JobGet, Operation, QueueNames, Stats},
+};
 
 use crate::{
     clients::Asked,
@@ -60,7 +63,10 @@ impl World {
             queues: vec![self.plan.queues[queue].name.clone()],
         };
         let request = match is_paused {
-            true => Operation::QueuePause(names),
+            true => Operation::QueuePause(QueuePause {
+                queues: names.queues,
+                ..QueuePause::default()
+            }),
             false => Operation::QueueResume(names),
         };
         self.trace.note(

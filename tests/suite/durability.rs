@@ -16,6 +16,7 @@ use ganger_engine::{
 };
 use ganger_protocol::{
     DurationMs, JobSpec, NamespaceName, SessionId, Timestamp,
+    queue::QueuePause,
     request::{
         Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat, Operation,
         Push, QueueNames, Release, ReleaseItem, SessionHello,
@@ -184,7 +185,10 @@ fn nothing_else_is_answered_before_a_sync() {
                 ms: ganger_protocol::DurationMs::from_hours(2),
             }],
         }),
-        Operation::QueuePause(queues()),
+        Operation::QueuePause(QueuePause {
+            queues: queues().queues,
+            ..QueuePause::default()
+        }),
         Operation::QueueResume(queues()),
         Operation::Goodbye(Goodbye {}),
     ];

@@ -17,6 +17,7 @@ mod limits;
 mod outcomes;
 mod pause;
 mod producers;
+mod queues;
 mod secrets;
 mod sessions;
 mod signals;

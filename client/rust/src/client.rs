@@ -13,6 +13,7 @@ use std::{
 use ganger_protocol::{
     JobId, JobSpec, QueueName, QueuePattern, WireError,
     job::JobView,
+    queue::QueuePause,
     request::{
         Ack, AckItem, Backup, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch,
         Goodbye, Heartbeat, JobGet, Operation, Push, QueueList, QueueNames, Release, ReleaseItem,
@@ -484,9 +485,11 @@ impl Client {
     /// # }
     /// ```
     pub async fn pause(&self, queues: Vec<QueueName>) -> Result<(), Error> {
-        let names = QueueNames { queues };
-        let Done {} = self.read(Operation::QueuePause(names)).await?;
-        Ok(())
+        self.pause_of(QueuePause {
+            queues,
+            ..QueuePause::default()
+        })
+        .await
     }
 
     /// Starts the grants of these queues again.

@@ -225,6 +225,11 @@ impl InFlight {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::QueueShow(_)
+            | Operation::QueueSet(_)
+            | Operation::QueueCreate(_)
+            | Operation::QueuePurge(_)
+            | Operation::QueueDelete(_)
             | Operation::CronSet(_)
             | Operation::CronDelete(_)
             | Operation::CronList(_)
@@ -511,6 +516,7 @@ impl InFlight {
             | ErrorCode::Forbidden
             | ErrorCode::NotFound
             | ErrorCode::Conflict
+            | ErrorCode::QuotaExceeded
             | ErrorCode::LeaseLost
             | ErrorCode::Overloaded
             | ErrorCode::Draining => Error::Refused(error),
@@ -690,11 +696,13 @@ impl Producer {
 fn is_repeatable(operation: &Operation) -> bool {
     match operation {
         // A backup is the connection's. A second deletion finds nothing, and would look like a name
-        // that never was.
+        // that never was; a second purge would remove what was pushed since.
         Operation::Push(_)
         | Operation::Backup(_)
         | Operation::BatchOpen(_)
         | Operation::CronRun(_)
+        | Operation::QueuePurge(_)
+        | Operation::QueueDelete(_)
         | Operation::CronDelete(_) => false,
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
@@ -711,6 +719,9 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::QueueShow(_)
+        | Operation::QueueSet(_)
+        | Operation::QueueCreate(_)
         | Operation::CronSet(_)
         | Operation::CronList(_)
         | Operation::CronShow(_)
@@ -745,6 +756,11 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::QueueShow(_)
+        | Operation::QueueSet(_)
+        | Operation::QueueCreate(_)
+        | Operation::QueuePurge(_)
+        | Operation::QueueDelete(_)
         | Operation::CronSet(_)
         | Operation::CronDelete(_)
         | Operation::CronList(_)

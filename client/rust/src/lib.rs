@@ -63,6 +63,7 @@ mod handshake;
 mod in_flight;
 mod job;
 mod options;
+mod queues;
 mod task;
 mod worker;
 

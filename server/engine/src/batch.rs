@@ -213,6 +213,16 @@ impl Engine {
         }
     }
 
+    /// A purged job is erased: its batch counts it as deleted from now on.
+    pub(crate) fn member_is_swept(&mut self, now: Now, record: &JobRecord, facts: &Facts) {
+        let is_running = record.state == JobState::Leased;
+        let grants_over = record.attempt.saturating_sub(u32::from(is_running));
+        let before = Standing::of_job(record.state, grants_over, record.releases);
+        if let Some(batch) = record.batch {
+            self.make_move(now, (batch, Some(before), Standing::Deleted), facts);
+        }
+    }
+
     /// The batch of a leased job and how it stands there.
     pub(crate) fn membership(
         &self,
@@ -378,7 +388,13 @@ impl Engine {
     /// What must be read before a dead job can be moved in its batch, which moves that in its
     /// parent.
     pub(crate) fn need_of_membership(&self, job: JobId, facts: &Facts) -> Option<Need> {
-        let mut next = self.lookup(job, facts)?.batch;
+        let batch = self.lookup(job, facts)?.batch;
+        self.need_of_batches(batch, facts)
+    }
+
+    /// What must be read to move a member of a batch that may be settled.
+    pub(crate) fn need_of_batches(&self, batch: Option<BatchId>, facts: &Facts) -> Option<Need> {
+        let mut next = batch;
         while let Some(id) = next {
             if self.batches.live.contains_key(&id) {
                 return None;

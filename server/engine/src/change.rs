@@ -8,8 +8,8 @@ use ganger_protocol::{BatchId, JobId, SessionId, job::JobError};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
-    JobRecord, LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueRecord, Run,
-    RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
+    JobRecord, LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueNumber,
+    QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -48,6 +48,7 @@ pub enum Change {
     PutUnique(UniqueKey, UniqueRecord),
     DeleteUnique(UniqueKey),
     PutQueue(Box<QueueRecord>),
+    DeleteQueue(QueueNumber),
     PutCron(Box<CronRecord>),
     DeleteCron(CronNumber),
     /// Among the live ones, or the settled ones, as it says.

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use ganger_protocol::{BatchId, JobId, Timestamp, job::JobError};
 
 use crate::records::{
-    BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, Lane, LeaseRecord, LeftRun,
-    OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey,
-    SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
+    BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
+    LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord,
+    RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -74,6 +74,48 @@ pub enum Need {
         /// At most so many.
         max: u32,
     },
+    /// What is left of a purged queue. Answered by [`Fact::Remains`].
+    Remains {
+        /// Its old number.
+        queue: QueueNumber,
+        /// What kind, and behind which.
+        stage: Stage,
+        /// Rows of about so many entries.
+        max: u32,
+    },
+}
+
+/// How far a sweep has come: what it reads, and behind which row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Runs of the queue.
+    Runs(Option<RunKey>),
+    /// Records of jobs that were born in the queue.
+    Jobs(Option<JobId>),
+    /// Rows of closed jobs of the queue.
+    Closed(Option<Closed>),
+}
+
+/// A row that is left of a purged queue, with the jobs that it names, their contents read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Remain {
+    /// A run.
+    Run(RunKey, Vec<HeadRow>),
+    /// The record of a job that was born there; it may live elsewhere.
+    Job(Box<JobRecord>),
+    /// A row of a closed job; no record when that is gone.
+    Closed(Closed, Option<Box<JobRecord>>),
+}
+
+impl Remain {
+    /// The stage behind this row.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Run(run, _) => Stage::Runs(Some(*run)),
+            Self::Job(record) => Stage::Jobs(Some(record.id)),
+            Self::Closed(row, _) => Stage::Closed(Some(*row)),
+        }
+    }
 }
 
 /// What was read.
@@ -111,6 +153,13 @@ pub enum Fact {
     Run(Option<u8>),
     /// The rows, oldest first.
     Closed(Vec<Closed>),
+    /// The rows in order, and whether these are all of the stage.
+    Remains {
+        /// The rows.
+        rows: Vec<Remain>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
 }
 
 /// Entries of a lane.
@@ -141,7 +190,7 @@ pub enum HeadEntry {
     /// It lives in the run.
     Packed(PackedJob),
     /// The run refers to it; `None` when its record is gone.
-    Reference(JobId, Option<Box<crate::records::JobRecord>>),
+    Reference(JobId, Option<Box<JobRecord>>),
 }
 
 /// The facts of one command.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ganger_protocol::{
-    JobId, QueueName, Timestamp,
+    DurationMs, JobId, QueueName, Timestamp,
     job::{DeadReason, JobState, JobView},
     limits::{ERRORS_KEPT, MAX_ATTEMPTS_DEFAULT},
 };
@@ -131,7 +131,7 @@ impl JobRecord {
             priority: self.priority,
             tags: content.tags.clone(),
             pushed_at: self.pushed_at,
-            run_at: self.run_at,
+            run_at: self.run_at.filter(|_| !self.state.is_terminal()),
             expires_at: content.expires_at,
             unique: content.unique.clone(),
             batch: content.batch,
@@ -147,12 +147,17 @@ impl JobRecord {
         })
     }
 
-    /// Turns the record into that of a dead job.
-    pub(crate) fn close_as_dead(&mut self, reason: DeadReason, at: Timestamp) {
+    /// Turns the record into that of a dead job, kept so long.
+    pub(crate) fn close_as_dead(
+        &mut self,
+        reason: DeadReason,
+        at: Timestamp,
+        retention: DurationMs,
+    ) {
         self.state = JobState::Dead;
         self.reason = Some(reason);
         self.closed_at = Some(at);
-        self.run_at = None;
+        self.run_at = Some(at.plus(retention));
         self.place = None;
         let until = self
             .content

@@ -16,6 +16,7 @@
 //! | `unique`, `expiry` | who holds a key; which jobs are no longer granted |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `cron` | entries that push jobs over and over |
+//! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
 //! | `recover` | from the store to an engine |
 //! | `invariants` | what must hold after every step |
@@ -38,12 +39,14 @@ mod look;
 #[cfg(test)]
 mod model;
 mod move_job;
+mod purge;
 mod push;
 pub mod queue;
 pub mod records;
 mod recover;
 mod schedule;
 mod session;
+pub mod settings;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -72,6 +75,7 @@ use self::{
     facts::{Fact, Facts, Need},
     group::OpenGroup,
     lease::{Answer, Leases},
+    purge::Sweeps,
     push::Producers,
     queue::Queues,
     records::{
@@ -179,6 +183,8 @@ pub struct Engine {
     producers: Producers,
     crons: Crons,
     batches: Batches,
+    /// Old numbers of purged queues.
+    sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
     unserved: BTreeSet<QueueNumber>,
     /// Queues with more dead jobs than they keep.
@@ -262,10 +268,9 @@ impl Engine {
         let batches = std::mem::take(&mut group.batches);
         let mut changes = group.into_changes(&acks);
         changes.extend(leases);
-        changes.extend(queues.iter().filter_map(|queue| {
-            Some(Change::PutQueue(Box::new(
-                self.queues.find(*queue)?.record.clone(),
-            )))
+        changes.extend(queues.iter().map(|queue| match self.queue_record(*queue) {
+            Some(record) => Change::PutQueue(Box::new(record.clone())),
+            None => Change::DeleteQueue(*queue),
         }));
         changes.extend(crons.iter().map(|cron| match self.crons.record(*cron) {
             Some(record) => Change::PutCron(Box::new(record.clone())),
@@ -364,6 +369,11 @@ impl Engine {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::QueueShow(_)
+            | Operation::QueueSet(_)
+            | Operation::QueueCreate(_)
+            | Operation::QueuePurge(_)
+            | Operation::QueueDelete(_)
             | Operation::CronSet(_)
             | Operation::CronDelete(_)
             | Operation::CronList(_)
@@ -406,8 +416,13 @@ impl Engine {
             Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
             Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,
             Operation::QueueList(list) => self.queue_list(&origin, &list),
-            Operation::QueuePause(names) => self.pause(&origin, &names)?,
+            Operation::QueuePause(pause) => self.pause(now, &origin, &pause)?,
             Operation::QueueResume(names) => self.resume(now, &origin, &names, outcome)?,
+            Operation::QueueShow(show) => self.queue_show(&origin, &show)?,
+            Operation::QueueSet(set) => self.queue_set(&origin, *set)?,
+            Operation::QueueCreate(create) => self.queue_create(&origin, &create)?,
+            Operation::QueuePurge(purge) => self.queue_purge(now, &origin, &purge, outcome)?,
+            Operation::QueueDelete(delete) => self.queue_delete(now, &origin, &delete, outcome)?,
             Operation::CronSet(set) => self.cron_set(now, &origin, *set)?,
             Operation::CronDelete(names) => self.cron_delete(&origin, &names)?,
             Operation::CronList(list) => self.cron_list(&origin, &list)?,

@@ -1,16 +1,16 @@
-//! Looking at jobs and queues, and pausing queues.
+//! Looking at jobs and queues.
 
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, QueueName, WireError,
     job::JobState,
     limits::ERRORS_KEPT,
-    request::{QueueList, QueueNames},
-    response::{Counters, Done, HeartbeatReply, QueueView, QueuesReply, ReplyBody, StatsReply},
+    request::QueueList,
+    response::{Counters, HeartbeatReply, QueuesReply, ReplyBody, StatsReply},
 };
 
 use crate::{
     Engine,
-    command::{Now, Origin, Outcome},
+    command::{Now, Origin},
     facts::{Fact, Facts, Need},
     queue::Queue,
     records::QueueNumber,
@@ -62,11 +62,7 @@ impl Engine {
             .queues
             .of(&origin.namespace)
             .filter(is_meant)
-            .map(|queue| QueueView {
-                name: queue.record.name.clone(),
-                paused: queue.record.paused,
-                counters: queue.record.counters,
-            });
+            .map(Queue::view);
         ReplyBody::Queues(QueuesReply {
             queues: queues.collect(),
         })
@@ -99,52 +95,6 @@ impl Engine {
             lost: lost.unwrap_or_default(),
             ..HeartbeatReply::default()
         }))
-    }
-
-    pub(crate) fn pause(
-        &mut self,
-        origin: &Origin,
-        names: &QueueNames,
-    ) -> Result<ReplyBody, WireError> {
-        for number in self.queues_named(origin, names)? {
-            self.set_paused(number, true);
-        }
-        Ok(ReplyBody::Done(Done {}))
-    }
-
-    pub(crate) fn resume(
-        &mut self,
-        now: Now,
-        origin: &Origin,
-        names: &QueueNames,
-        outcome: &mut Outcome,
-    ) -> Result<ReplyBody, WireError> {
-        for number in self.queues_named(origin, names)? {
-            self.set_paused(number, false);
-            self.offer(now, number, outcome);
-        }
-        Ok(ReplyBody::Done(Done {}))
-    }
-
-    fn set_paused(&mut self, number: QueueNumber, paused: bool) {
-        if let Some(queue) = self.queues.find_mut(number)
-            && queue.record.paused != paused
-        {
-            queue.record.paused = paused;
-            self.group.queues.insert(number);
-        }
-    }
-
-    fn queues_named(
-        &self,
-        origin: &Origin,
-        names: &QueueNames,
-    ) -> Result<Vec<QueueNumber>, WireError> {
-        names
-            .queues
-            .iter()
-            .map(|name| self.queue_named(origin, name))
-            .collect()
     }
 
     /// The queue of this name.

@@ -63,8 +63,15 @@ impl Engine {
         }
     }
 
-    /// The record of a job that is kept, made up for one that lives in its run.
+    /// The record of a job that is kept, made up for one that lives in its run. A purged job is not
+    /// kept, swept or not.
     pub(crate) fn lookup(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
+        let record = self.written(job, facts)?;
+        self.queues.find(record.queue).is_some().then_some(record)
+    }
+
+    /// The record of a job that is written, purged or not.
+    fn written(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
         let place = Place::of_birth(&job);
         if let Some(record) = self.group.jobs.get(&job) {
             return record.clone();
@@ -80,7 +87,7 @@ impl Engine {
     }
 
     /// Whether an entry that a run was written with is no longer in it.
-    fn has_left(&self, place: &Place) -> bool {
+    pub(crate) fn has_left(&self, place: &Place) -> bool {
         let run = self.runs.get(&place.run);
         run.is_some_and(|run| run.left.contains(place.index)) || self.group.drops(&place.run)
     }
@@ -185,9 +192,11 @@ impl Engine {
             }
             Next::Dead(reason) => {
                 self.pass_key(&record, JobState::Leased, Some(JobState::Dead));
-                record.close_as_dead(reason, now.wall);
+                let retention = self.queues.find(queue);
+                let retention = retention.map(crate::queue::Queue::dead_retention);
+                record.close_as_dead(reason, now.wall, retention.unwrap_or_default());
                 self.group.set_closed(closed_row(&record), true);
-                self.set_timer(retention_timer(record.id, self.retention_end(&record)));
+                self.set_timer(retention_timer(&record));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
                 self.move_member(now, record.batch, Standing::Tried, Standing::Dead);
                 self.job_is_over(now, record.id);
@@ -262,13 +271,29 @@ impl Engine {
     }
 
     /// A head has left a window without a lease.
-    fn forget_head(&mut self, run: RunKey) {
+    pub(crate) fn forget_head(&mut self, run: RunKey) {
         let Some(state) = self.runs.get_mut(&run) else {
             return;
         };
         state.heads -= 1;
-        if state.heads == 0 && state.leased == 0 && state.left.count() == 0 {
-            self.runs.remove(&run);
+        self.forget_unused(run);
+    }
+
+    /// A lease has ended, and its entry stays in its run.
+    pub(crate) fn forget_lease_of_run(&mut self, run: RunKey) {
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.leased -= 1;
+        }
+        self.forget_unused(run);
+    }
+
+    /// Forgets a run of which nothing is known beyond its record.
+    fn forget_unused(&mut self, run: RunKey) {
+        let is_unused = |state: &crate::RunState| {
+            state.heads == 0 && state.leased == 0 && state.left.count() == 0
+        };
+        if self.runs.get(&run).is_some_and(is_unused) {
+            self.forget_run(run);
         }
     }
 
@@ -292,17 +317,7 @@ impl Engine {
     /// Takes a closed job out of the index and stops its retention.
     pub(crate) fn unclose(&mut self, record: &JobRecord) {
         self.group.set_closed(closed_row(record), false);
-        self.unset_timer(retention_timer(record.id, self.retention_end(record)));
-    }
-
-    /// Until when a dead job is kept.
-    pub(crate) fn retention_end(&self, record: &JobRecord) -> Timestamp {
-        let queue = self.queues.find(record.queue);
-        let retention = queue.map(crate::queue::Queue::dead_retention);
-        record
-            .closed_at
-            .unwrap_or_default()
-            .plus(retention.unwrap_or_default())
+        self.unset_timer(retention_timer(record));
     }
 
     /// Takes in the next entries of a lane: those of the store and those of the open group.
@@ -446,10 +461,11 @@ pub(crate) fn closed_row(record: &JobRecord) -> Closed {
     }
 }
 
-fn retention_timer(job: JobId, at: Timestamp) -> Timer {
+/// The timer that removes a closed job.
+fn retention_timer(record: &JobRecord) -> Timer {
     Timer {
-        at,
+        at: record.run_at.unwrap_or_default(),
         what: TimerKind::Retention,
-        id: *job.as_bytes(),
+        id: *record.id.as_bytes(),
     }
 }

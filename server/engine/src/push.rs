@@ -168,6 +168,7 @@ impl Engine {
         due: Timestamp,
     ) -> Result<JobId, WireError> {
         let queue = self.queue_for_push(namespace, &spec.queue)?;
+        self.check_quota(queue, 1)?;
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let lane = Lane {
             queue,
@@ -292,6 +293,9 @@ impl Engine {
             namespace: namespace.clone(),
             name: name.clone(),
             paused: false,
+            paused_until: None,
+            is_purged: false,
+            jobs_max: None,
             timeout_ms: None,
             backoff: None,
             dead_max: None,
@@ -340,12 +344,28 @@ impl Engine {
             let checked = checked.and_then(|()| self.check_joins_of(origin, push, job, facts));
             checked.map_err(|error| error.within(&format!("jobs[{nth}]")))?;
         }
+        self.check_quotas(origin, jobs)?;
         let is_new = |job: &&JobSpec| self.queues.named(&origin.namespace, &job.queue).is_none();
         let new: std::collections::BTreeSet<_> =
             jobs.iter().filter(is_new).map(|job| &job.queue).collect();
         let (queues, max) = (self.queues.count() + new.len(), self.options.queues_max);
         if queues > max {
             return Err(WireError::too_large("queue", max, queues));
+        }
+        Ok(())
+    }
+
+    /// Whether all jobs of an atomic push may wait in their queues. One that meets the holder of its
+    /// unique key is counted too.
+    fn check_quotas(&self, origin: &Origin, jobs: &[JobSpec]) -> Result<(), WireError> {
+        let mut more: BTreeMap<QueueNumber, u64> = BTreeMap::new();
+        for (nth, job) in jobs.iter().enumerate() {
+            if let Some(queue) = self.queues.named(&origin.namespace, &job.queue) {
+                let more = more.entry(queue.record.number).or_default();
+                *more += 1;
+                self.check_quota(queue.record.number, *more)
+                    .map_err(|error| error.within(&format!("jobs[{nth}]")))?;
+            }
         }
         Ok(())
     }

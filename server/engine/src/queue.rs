@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ganger_protocol::{DurationMs, NamespaceName, QueueName, QueuePattern, job::JobState};
 
 use crate::{
-    records::{Lane, Place, QueueNumber, QueueRecord},
+    records::{Lane, Place, QueueNumber, QueueRecord, RunKey},
     waiters::Ticket,
     window::{Head, Window},
 };
@@ -120,6 +120,36 @@ impl Queues {
             windows,
             record,
         };
+        self.by_number.insert(queue.record.number, queue);
+    }
+
+    /// Takes a queue out with its waiting fetches; the runs that its heads stood in, one a head.
+    pub(crate) fn remove(&mut self, number: QueueNumber) -> Option<(Queue, Vec<RunKey>)> {
+        let mut queue = self.by_number.remove(&number)?;
+        if let Some(names) = self.by_name.get_mut(&queue.record.namespace) {
+            names.remove(&queue.record.name);
+            if names.is_empty() {
+                self.by_name.remove(&queue.record.namespace);
+            }
+        }
+        let windows = std::mem::take(&mut queue.windows);
+        let heads: Vec<Head> = windows
+            .into_iter()
+            .flat_map(|window| window.heads)
+            .collect();
+        for head in &heads {
+            self.forget(head);
+        }
+        let runs = heads.iter().map(|head| head.place.run).collect();
+        Some((queue, runs))
+    }
+
+    /// Puts a queue that was taken out back under its number, with no jobs.
+    pub(crate) fn put_back(&mut self, queue: Queue) {
+        let names = self.by_name.entry(queue.record.namespace.clone());
+        names
+            .or_default()
+            .insert(queue.record.name.clone(), queue.record.number);
         self.by_number.insert(queue.record.number, queue);
     }
 

@@ -278,7 +278,7 @@ pub struct JobRecord {
     pub lane: u64,
     /// When it was pushed.
     pub pushed_at: Timestamp,
-    /// `scheduled`: when it becomes ready.
+    /// `scheduled`: when it becomes ready. Terminal states: until when it is kept.
     pub run_at: Option<Timestamp>,
     /// `ready` and `leased`: its reference.
     pub place: Option<Place>,
@@ -365,7 +365,7 @@ pub enum TimerKind {
     UniqueTtl = 4,
     /// An open batch closes, or a settled one is forgotten.
     BatchDeadline = 5,
-    /// For later: a pause ends.
+    /// A pause ends.
     PauseEnd = 6,
     /// A producer may be idle for too long.
     ProducerIdle = 7,
@@ -573,6 +573,13 @@ pub struct QueueRecord {
     pub name: QueueName,
     /// Whether it gives no leases.
     pub paused: bool,
+    /// Until when; absent when nothing but a request ends the pause.
+    pub paused_until: Option<Timestamp>,
+    /// Whether this is the old number of a queue that was purged: nothing of it is shown, and a
+    /// sweep erases what is left.
+    pub is_purged: bool,
+    /// Jobs that may wait in it at most; absent means as many as the disk takes.
+    pub jobs_max: Option<u64>,
     /// The longest attempt of its jobs that name no other.
     pub timeout_ms: Option<DurationMs>,
     /// The backoff of its jobs that name no other.

@@ -16,6 +16,7 @@ use crate::{
     facts::{Recovered, RecoveredLease},
     group::OpenGroup,
     lease::{Lease, Leases},
+    purge::Sweeps,
     push::Producers,
     queue::Queues,
     records::{GroupNumber, HeadRecord, PartKey, Place, StoredJob},
@@ -57,6 +58,7 @@ impl Engine {
             producers: Producers::default(),
             crons: Crons::default(),
             batches: Batches::default(),
+            sweeps: Sweeps::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
             stragglers: BTreeSet::new(),
@@ -66,6 +68,10 @@ impl Engine {
         engine.group.is_head_touched = true;
         engine.group.is_awaited = true;
         for queue in recovered.queues {
+            if queue.is_purged {
+                engine.sweeps.insert(queue, recovered.group);
+                continue;
+            }
             let number = queue.number;
             engine.queues.insert(queue);
             engine.watch_dead(number);
@@ -173,6 +179,9 @@ impl Engine {
                 (job.queue, job.place, true, job.spilled_parts)
             }
         };
+        if self.queues.find(queue).is_none() {
+            return false;
+        }
         let (content, batch) = match &row.job {
             Some(StoredJob::Record(job)) => (job.content.as_deref(), job.batch),
             Some(StoredJob::Packed { job, .. }) => {

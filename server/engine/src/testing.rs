@@ -12,6 +12,7 @@ use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp,
     WireError,
     job::{GrantedJob, JobError, JobState, JobView},
+    queue::QueuePause,
     request::{
         Ack, AckItem, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat,
         JobGet, LeaseRef, Operation, Push, QueueList, QueueNames, Release, ReleaseItem, Resume,
@@ -29,7 +30,9 @@ use crate::{
     command::{
         Caller, Command, ConnectionId, Mono, Now, Origin, Outcome, Producer, Reply, SessionOpened,
     },
-    facts::{Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease},
+    facts::{
+        Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease, Remain, Stage,
+    },
     records::{
         BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
         HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
@@ -160,6 +163,9 @@ impl Store {
             Change::PutQueue(record) => {
                 self.queues.insert(record.number, *record);
             }
+            Change::DeleteQueue(number) => {
+                assert!(self.queues.remove(&number).is_some(), "{number:?}");
+            }
             Change::PutCron(record) => {
                 self.crons.insert(record.number, *record);
             }
@@ -249,7 +255,34 @@ impl Store {
                 let rows = rows.filter(|row| row.queue == *queue && row.state == JobState::Dead);
                 Fact::Closed(rows.take(*max as usize).copied().collect())
             }
+            Need::Remains { queue, stage, max } => self.remains(*queue, *stage, *max as usize),
         }
+    }
+
+    fn remains(&self, queue: QueueNumber, stage: Stage, max: usize) -> Fact {
+        let record = |job: &JobId| self.record(*job, true).map(Box::new);
+        let mut rows: Vec<Remain> = match stage {
+            Stage::Runs(after) => {
+                let runs = self.runs.iter().filter(|(run, _)| run.lane.queue == queue);
+                let runs = runs.filter(|(run, _)| after.is_none_or(|after| **run > after));
+                runs.map(|(run, _)| Remain::Run(*run, self.rows_of(run)))
+                    .collect()
+            }
+            Stage::Jobs(after) => {
+                let jobs = self.jobs.keys();
+                let jobs = jobs.filter(|job| job.birth().queue == queue.0 && after < Some(**job));
+                jobs.map(|job| Remain::Job(record(job).unwrap())).collect()
+            }
+            Stage::Closed(after) => {
+                let rows = self.closed.iter();
+                let rows = rows.filter(|row| row.queue == queue && after < Some(**row));
+                rows.map(|row| Remain::Closed(*row, record(&row.job)))
+                    .collect()
+            }
+        };
+        let at_end = rows.len() <= max;
+        rows.truncate(max);
+        Fact::Remains { rows, at_end }
     }
 
     fn content(&self, job: JobId) -> Option<Arc<Content>> {
@@ -303,6 +336,12 @@ impl Store {
             other => panic!("{job:?} misses an error: {other:?}"),
         });
         errors.collect()
+    }
+
+    /// The entries of a run.
+    fn rows_of(&self, run: &RunKey) -> Vec<HeadRow> {
+        let before = run.position.checked_sub(1).map(|before| (before, u8::MAX));
+        self.heads(run.lane, before, 1, 1).rows
     }
 
     fn heads(
@@ -859,8 +898,11 @@ impl World {
 
     pub(crate) fn pause(&mut self, queue: &str) {
         let queues = vec![queue.parse().unwrap()];
-        self.ask(None, Operation::QueuePause(QueueNames { queues }))
-            .unwrap();
+        let pause = QueuePause {
+            queues,
+            ..QueuePause::default()
+        };
+        self.ask(None, Operation::QueuePause(pause)).unwrap();
     }
 
     pub(crate) fn unpause(&mut self, queue: &str) {

@@ -40,6 +40,7 @@ impl Engine {
             self.sessions.first_check(),
             self.waiters.first_deadline(),
             self.stragglers.first().map(|(at, _)| *at),
+            self.sweeps.next(),
         ];
         let mono = mono
             .into_iter()
@@ -69,6 +70,7 @@ impl Engine {
         let stragglers = stragglers.filter_map(|(_, run)| self.straggler(run));
         needs.extend(stragglers.filter_map(|job| self.need_of_job(job, true)));
         needs.extend(self.needs_of_overfull(facts));
+        needs.extend(self.needs_of_sweep(now, facts));
         for number in &self.unserved {
             let Some(queue) = self.queues.find(*number) else {
                 continue;
@@ -132,6 +134,7 @@ impl Engine {
         for (queue, rows) in surplus {
             self.trim_dead(now, queue, &rows, facts);
         }
+        self.sweep(now, facts);
         touched.extend(std::mem::take(&mut self.unserved));
         self.offer_all(now, touched.into_iter(), outcome);
         outcome.lapsed = self.batches.take_lapsed();
@@ -167,7 +170,7 @@ impl Engine {
             TimerKind::Retention => {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
                 // A timer of an earlier death, when the job was revived and died again.
-                if record.state == JobState::Dead && self.retention_end(&record) <= timer.at {
+                if record.state == JobState::Dead && record.run_at == Some(timer.at) {
                     self.delete_dead(now, &record, facts);
                 }
                 None
@@ -189,7 +192,7 @@ impl Engine {
                 self.fire_batch(now, &timer, facts);
                 None
             }
-            TimerKind::PauseEnd => None,
+            TimerKind::PauseEnd => self.end_pause(&timer),
         }
     }
 
@@ -235,7 +238,12 @@ impl Engine {
     }
 
     /// Tells a session that leases ended without its answer: at once, and with its next heartbeat.
-    fn tell_lost(&mut self, session: SessionId, leases: Vec<LeaseRef>, outcome: &mut Outcome) {
+    pub(crate) fn tell_lost(
+        &mut self,
+        session: SessionId,
+        leases: Vec<LeaseRef>,
+        outcome: &mut Outcome,
+    ) {
         let Some(session) = self.sessions.find_mut(session) else {
             return;
         };

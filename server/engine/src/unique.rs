@@ -40,6 +40,11 @@ pub const fn is_held(until: UniqueUntil, state: JobState, attempt: u32) -> bool 
     }
 }
 
+/// Whether a key with this end is let go by its time alone, whatever becomes of its job.
+pub(crate) const fn is_ended_by_time(until: UniqueUntil) -> bool {
+    matches!(until, UniqueUntil::Ttl)
+}
+
 /// The fields of a job that its key may be derived from.
 #[derive(Debug, Clone, Copy)]
 pub struct Named<'a> {
@@ -104,7 +109,10 @@ impl Engine {
         };
         match (holder, unique.on_conflict) {
             (Some(holder), OnConflict::Replace) => self.needs_to_withdraw(holder.job, facts),
-            (Some(_), OnConflict::Reject | OnConflict::Existing) | (None, _) => Vec::new(),
+            (Some(holder), OnConflict::Reject | OnConflict::Existing) => {
+                self.need_of_holder(&holder).into_iter().collect()
+            }
+            (None, _) => Vec::new(),
         }
     }
 
@@ -127,10 +135,10 @@ impl Engine {
     /// The key of a job that is kept, when it has one.
     pub(crate) fn key_of(&self, job: JobId, content: &Content) -> Option<UniqueKey> {
         let unique = content.unique.as_deref()?;
-        let queue = self.queues.find(QueueNumber(job.birth().queue))?;
+        let queue = self.queue_record(QueueNumber(job.birth().queue))?;
         let named = Named {
-            namespace: &queue.record.namespace,
-            queue: &queue.record.name,
+            namespace: &queue.namespace,
+            queue: &queue.name,
             kind: &content.kind,
             payload: &content.payload,
         };
@@ -142,7 +150,7 @@ impl Engine {
         clippy::option_option,
         reason = "unknown, and known to be free, differ"
     )]
-    fn lock(&self, key: UniqueKey, facts: &Facts) -> Option<Option<UniqueRecord>> {
+    pub(crate) fn lock(&self, key: UniqueKey, facts: &Facts) -> Option<Option<UniqueRecord>> {
         if let Some(open) = self.group.lock(&key) {
             return Some(open);
         }
@@ -155,7 +163,20 @@ impl Engine {
     /// Who holds a key now.
     pub(crate) fn holder(&self, now: Now, key: UniqueKey, facts: &Facts) -> Option<UniqueRecord> {
         let lock = self.lock(key, facts).flatten();
-        lock.filter(|lock| lock.ends_at.is_none_or(|at| at > now.wall))
+        lock.filter(|lock| match lock.ends_at {
+            Some(at) => at > now.wall,
+            // A purge frees the keys of its jobs at once; the sweep erases their locks later.
+            None => self.need_of_holder(lock).is_none() || self.lookup(lock.job, facts).is_some(),
+        })
+    }
+
+    /// The holder of a lock is looked at only while a purge is swept: otherwise it is kept.
+    fn need_of_holder(&self, lock: &UniqueRecord) -> Option<Need> {
+        let may_be_purged = !self.sweeps.is_empty() && lock.ends_at.is_none();
+        may_be_purged.then_some(Need::Job {
+            job: lock.job,
+            content: false,
+        })
     }
 
     /// A job that has just been pushed takes its key, which nobody holds.
@@ -335,7 +356,10 @@ impl Engine {
     /// What must be read before a dead job can take its key again.
     pub(crate) fn need_to_retake(&self, job: JobId, facts: &Facts) -> Option<Need> {
         let key = self.key_to_retake(&*self.lookup(job, facts)?)?;
-        self.lock(key, facts).is_none().then_some(Need::Unique(key))
+        match self.lock(key, facts) {
+            None => Some(Need::Unique(key)),
+            Some(lock) => self.need_of_holder(&lock?),
+        }
     }
 
     /// The time of a lock has passed.

@@ -78,6 +78,10 @@ impl Waiters {
         Some(waiter)
     }
 
+    pub(crate) fn find_mut(&mut self, ticket: Ticket) -> Option<&mut Waiter> {
+        self.by_ticket.get_mut(&ticket)
+    }
+
     pub(crate) fn find(&self, ticket: Ticket) -> Option<&Waiter> {
         self.by_ticket.get(&ticket)
     }

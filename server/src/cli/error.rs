@@ -60,7 +60,7 @@ impl From<ErrorCode> for Exit {
         match code {
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::Unauthorized | ErrorCode::Forbidden => Self::Unauthorised,
-            ErrorCode::Conflict | ErrorCode::LeaseLost => Self::Conflict,
+            ErrorCode::Conflict | ErrorCode::QuotaExceeded | ErrorCode::LeaseLost => Self::Conflict,
             ErrorCode::BadRequest
             | ErrorCode::UnsupportedOp
             | ErrorCode::TooLarge
@@ -160,6 +160,7 @@ impl From<WireError> for CliError {
             | ErrorCode::TooLarge
             | ErrorCode::NotFound
             | ErrorCode::Conflict
+            | ErrorCode::QuotaExceeded
             | ErrorCode::LeaseLost
             | ErrorCode::SequenceExpired
             | ErrorCode::UnknownProducer => refused,
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn the_codes_of_the_wire_become_exit_codes() {
         let exits = ErrorCode::ALL.map(|code| Exit::from(code).code());
-        assert_eq!(exits, [1, 1, 1, 5, 5, 3, 6, 6, 1, 1, 1, 1, 1]);
+        assert_eq!(exits, [1, 1, 1, 5, 5, 3, 6, 6, 6, 1, 1, 1, 1, 1]);
     }
 
     #[test]

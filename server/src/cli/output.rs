@@ -54,6 +54,14 @@ pub(super) fn note(text: &str) {
     sink::remark(format!("{text}\n").as_bytes());
 }
 
+/// Asks a person at a terminal; anything but `y` is no.
+pub(super) fn agreed(question: &str) -> bool {
+    sink::remark(question.as_bytes());
+    let mut answer = String::new();
+    let read = io::stdin().read_line(&mut answer);
+    read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
 /// Passes on what another program wrote to its stderr.
 pub(super) fn pass_on(bytes: &[u8]) {
     sink::remark(bytes);

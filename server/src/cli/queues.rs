@@ -1,22 +1,39 @@
-//! `ganger queues`: list, pause, resume.
+//! `ganger queues`: list, show, set, pause, resume, purge, create, delete.
+
+use std::{io::IsTerminal, str::FromStr};
 
 use clap::Subcommand;
-use ganger_protocol::{QueueName, QueuePattern, response::QueueView};
+use ganger_protocol::{
+    DurationMs, QueueName, QueuePattern,
+    queue::{QueueReply, QueueSet, Setting},
+    response::QueueView,
+};
 
 use super::{
     connect::ConnectArgs,
     error::CliError,
     output::{self, Align, Format, Table},
 };
+use crate::config::units::Span;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum QueuesCommand {
     /// List queues with their counters
     List(ListArgs),
+    /// Show a queue with its settings
+    Show(OneArgs),
+    /// Change settings of a queue; what is not named stays as it is
+    Set(Box<SetArgs>),
     /// Stop grants from queues; pushes are still accepted
-    Pause(NamesArgs),
+    Pause(PauseArgs),
     /// Start them again
     Resume(NamesArgs),
+    /// Remove all jobs of a queue for good, leased and dead ones too
+    Purge(PurgeArgs),
+    /// Make a queue; one that there is already stays as it is
+    Create(OneArgs),
+    /// Delete a queue that has no jobs
+    Delete(OneArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -38,6 +55,78 @@ pub(super) struct NamesArgs {
     connect: ConnectArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct OneArgs {
+    /// The queue
+    queue: QueueName,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PauseArgs {
+    /// Start them again by itself after so long, such as 10m
+    #[arg(long = "for", value_name = "DURATION")]
+    time: Option<Span>,
+    #[command(flatten)]
+    names: NamesArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PurgeArgs {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    one: OneArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SetArgs {
+    /// The longest attempt of its jobs that name no other, such as 10m; `default` for the server's
+    #[arg(long, value_name = "DURATION")]
+    timeout: Option<OrDefault<Span>>,
+    /// Dead jobs that it keeps
+    #[arg(long, value_name = "COUNT")]
+    dead_max: Option<OrDefault<u64>>,
+    /// How long it keeps jobs that die from now on
+    #[arg(long, value_name = "DURATION")]
+    dead_retention: Option<OrDefault<Span>>,
+    /// Jobs that may wait in it at most; a push behind that is refused
+    #[arg(long, value_name = "COUNT")]
+    jobs_max: Option<OrDefault<u64>>,
+    #[command(flatten)]
+    one: OneArgs,
+}
+
+/// A value, or the word `default`.
+#[derive(Debug, Clone)]
+enum OrDefault<T> {
+    Default,
+    To(T),
+}
+
+impl<T: FromStr> FromStr for OrDefault<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        match text {
+            "default" => Ok(Self::Default),
+            text => text.parse().map(Self::To),
+        }
+    }
+}
+
+fn setting<T, U>(value: Option<OrDefault<T>>, convert: impl Fn(T) -> U) -> Setting<U> {
+    match value {
+        None => Setting::Keep,
+        Some(OrDefault::Default) => Setting::Default,
+        Some(OrDefault::To(value)) => Setting::To(convert(value)),
+    }
+}
+
 pub(super) async fn run(command: QueuesCommand) -> Result<(), CliError> {
     match command {
         QueuesCommand::List(args) => {
@@ -45,11 +134,44 @@ pub(super) async fn run(command: QueuesCommand) -> Result<(), CliError> {
             args.format.print(&queues, |queues| table(queues))
         }
         QueuesCommand::Pause(args) => {
-            let names = listed(&args.queues);
-            args.connect.connect().await?.pause(args.queues).await?;
-            output::note(&format!("paused {names}"));
+            let PauseArgs { time, names } = args;
+            let told = listed(&names.queues);
+            let client = names.connect.connect().await?;
+            match time {
+                Some(time) => client.pause_for(names.queues, time.0).await?,
+                None => client.pause(names.queues).await?,
+            }
+            output::note(&format!("paused {told}"));
             Ok(())
         }
+        QueuesCommand::Show(args) => {
+            let reply = args.connect.connect().await?.queue(args.queue).await?;
+            args.format.print(&reply, shown)
+        }
+        QueuesCommand::Set(args) => {
+            let set = QueueSet {
+                timeout_ms: setting(args.timeout, |time| time.0),
+                dead_max: setting(args.dead_max, |count| count),
+                dead_retention_ms: setting(args.dead_retention, |time| time.0),
+                jobs_max: setting(args.jobs_max, |count| count),
+                ..QueueSet::of(args.one.queue)
+            };
+            let reply = args.one.connect.connect().await?.set_queue(set).await?;
+            args.one.format.print(&reply, shown)
+        }
+        QueuesCommand::Create(args) => {
+            let queue = args.queue.clone();
+            args.connect.connect().await?.create_queue(queue).await?;
+            output::note(&format!("made {}", args.queue));
+            Ok(())
+        }
+        QueuesCommand::Delete(args) => {
+            let queue = args.queue.clone();
+            args.connect.connect().await?.delete_queue(queue).await?;
+            output::note(&format!("deleted {}", args.queue));
+            Ok(())
+        }
+        QueuesCommand::Purge(args) => purge(args).await,
         QueuesCommand::Resume(args) => {
             let names = listed(&args.queues);
             args.connect.connect().await?.resume(args.queues).await?;
@@ -57,6 +179,36 @@ pub(super) async fn run(command: QueuesCommand) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+async fn purge(args: PurgeArgs) -> Result<(), CliError> {
+    let PurgeArgs { yes, one } = args;
+    let client = one.connect.connect().await?;
+    if !yes && std::io::stdin().is_terminal() {
+        let jobs = client.queue(one.queue.clone()).await?.queue.counters.kept();
+        let question = format!("remove {jobs} jobs of {} for good? [y/N] ", one.queue);
+        if !output::agreed(&question) {
+            output::note("nothing was removed");
+            return Ok(());
+        }
+    }
+    let removed = client.purge(one.queue.clone()).await?;
+    let text = format!("removed {removed} jobs of {}\n", one.queue);
+    let json = serde_json::json!({ "removed": removed });
+    one.format.print(&json, |_| text.clone())
+}
+
+fn shown(reply: &QueueReply) -> String {
+    let settings = &reply.settings;
+    let span = |time: Option<DurationMs>| time.map(|time| format!("{} ms", time.0));
+    let rows = [
+        ("timeout", span(settings.timeout_ms)),
+        ("dead max", settings.dead_max.map(|count| count.to_string())),
+        ("dead retention", span(settings.dead_retention_ms)),
+        ("jobs max", settings.jobs_max.map(|count| count.to_string())),
+    ];
+    let rows = rows.map(|(name, value)| (name, value.unwrap_or_else(|| "default".to_owned())));
+    table(std::slice::from_ref(&reply.queue)) + &output::pairs(&rows)
 }
 
 fn listed(queues: &[QueueName]) -> String {
@@ -81,7 +233,11 @@ fn table(queues: &[QueueView]) -> String {
     ]);
     for queue in queues {
         let counters = &queue.counters;
-        let state = if queue.paused { "paused" } else { "open" };
+        let state = match (queue.paused, queue.paused_until) {
+            (false, _) => "open".to_owned(),
+            (true, None) => "paused".to_owned(),
+            (true, Some(at)) => format!("paused until {at}"),
+        };
         let figures = [
             counters.ready,
             counters.scheduled,
@@ -91,7 +247,7 @@ fn table(queues: &[QueueView]) -> String {
             counters.done,
             counters.failed,
         ];
-        let texts = [queue.name.to_string(), state.to_owned()];
+        let texts = [queue.name.to_string(), state];
         table.row(
             texts
                 .into_iter()
@@ -118,6 +274,7 @@ mod tests {
         let queue = QueueView {
             name: "mail".parse().unwrap(),
             paused: true,
+            paused_until: None,
             counters,
         };
         assert_eq!(

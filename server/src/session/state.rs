@@ -75,6 +75,11 @@ impl State {
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
+            | Operation::QueueShow(_)
+            | Operation::QueueSet(_)
+            | Operation::QueueCreate(_)
+            | Operation::QueuePurge(_)
+            | Operation::QueueDelete(_)
             | Operation::CronSet(_)
             | Operation::CronDelete(_)
             | Operation::CronList(_)
@@ -128,6 +133,11 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
         | Operation::QueueResume(_)
+        | Operation::QueueShow(_)
+        | Operation::QueueSet(_)
+        | Operation::QueueCreate(_)
+        | Operation::QueuePurge(_)
+        | Operation::QueueDelete(_)
         | Operation::CronSet(_)
         | Operation::CronDelete(_)
         | Operation::CronList(_)
@@ -154,6 +164,7 @@ mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId,
         cron::CronSet,
+        queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push,
@@ -208,8 +219,13 @@ mod tests {
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
             Operation::QueueList(QueueList::default()),
-            Operation::QueuePause(QueueNames { queues: vec![] }),
+            Operation::QueuePause(QueuePause::default()),
             Operation::QueueResume(QueueNames { queues: vec![] }),
+            Operation::QueueShow(one()),
+            Operation::QueueSet(Box::new(QueueSet::of("q".parse().unwrap()))),
+            Operation::QueueCreate(one()),
+            Operation::QueuePurge(one()),
+            Operation::QueueDelete(one()),
             Operation::CronSet(Box::new(CronSet::new("c".parse().unwrap(), job))),
             Operation::CronDelete(CronNames { names: vec![] }),
             Operation::CronList(CronList {
@@ -236,6 +252,12 @@ mod tests {
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
+    }
+
+    fn one() -> OneQueue {
+        OneQueue {
+            queue: "q".parse().unwrap(),
+        }
     }
 
     /// The operations that are legal in a state, by name.
@@ -270,6 +292,11 @@ mod tests {
             "queue_list",
             "queue_pause",
             "queue_resume",
+            "queue_show",
+            "queue_set",
+            "queue_create",
+            "queue_purge",
+            "queue_delete",
             "cron_set",
             "cron_delete",
             "cron_list",

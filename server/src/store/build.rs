@@ -19,6 +19,7 @@ use ganger_engine::{
         OutcomeRecord, Place, ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer,
         TimerKind, UniqueKey, UniqueRecord, blob_parts,
     },
+    settings::pause_timer,
     unique::{Named, is_held},
 };
 use ganger_protocol::{JobId, NamespaceName, Timestamp, job::JobState, response::Counters};
@@ -143,6 +144,10 @@ impl Builder {
             dead: 0,
             ..*counters
         };
+        if let Some(at) = queue.paused_until {
+            let timer = pause_timer(queue.number, at);
+            self.changes.push(Change::PutTimer(timer));
+        }
         self.head.next_queue = self.head.next_queue.max(queue.number.0.saturating_add(1));
         self.queues.insert(queue.number, queue);
         self.built.queues += 1;
@@ -209,6 +214,8 @@ impl Builder {
                 }));
                 let retention = self.queues.get(&queue).and_then(|it| it.dead_retention_ms);
                 let end = at.plus(retention.unwrap_or(DEAD_RETENTION_DEFAULT));
+                let end = record.run_at.unwrap_or(end);
+                record.run_at = Some(end);
                 self.set_timer(TimerKind::Retention, end, *id.as_bytes());
             }
         }
@@ -270,6 +277,9 @@ impl Builder {
                 namespace: NamespaceName::default(),
                 name,
                 paused: true,
+                paused_until: None,
+                is_purged: false,
+                jobs_max: None,
                 timeout_ms: None,
                 backoff: None,
                 dead_max: None,

@@ -6,6 +6,7 @@
 //! store is `salvage.rs`'s business.
 
 mod batches;
+mod purged;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,17 +14,16 @@ use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use ganger_engine::{
     batch,
-    queue::DEAD_RETENTION_DEFAULT,
     records::{
         BatchRecord, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord,
         LeftRun, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob,
         Timer, TimerKind, UniqueKey, UniqueRecord,
     },
+    settings::{pause_timer, queue_of_timer},
     unique::{Named, is_held, key_of_timer, ttl_timer},
 };
 use ganger_protocol::{
-    BatchId, DurationMs, JobId, SessionId, Timestamp, batch::BatchCounters, job::JobState,
-    response::Counters,
+    BatchId, JobId, SessionId, Timestamp, batch::BatchCounters, job::JobState, response::Counters,
 };
 
 use super::{
@@ -262,6 +262,10 @@ impl Examiner<'_> {
         if number.0 >= self.head.next_queue {
             self.find(key, "its number was never given");
         }
+        if let Some(at) = queue.paused_until {
+            let timer = Key::timer(&pause_timer(number, at));
+            self.vouched(key, &timer, "the timer that ends its pause")?;
+        }
         self.queues.insert(number, queue);
         Ok(())
     }
@@ -330,6 +334,9 @@ impl Examiner<'_> {
         }
         if !(self.head.position_low..=self.head.position_high).contains(&run_key.position) {
             self.find(key, "its position was never given");
+        }
+        if self.is_purged(run_key.lane.queue) {
+            return self.purged_run(run_key, run, left.as_ref());
         }
         for (entry, index) in run.entries.into_iter().zip(0_u8..) {
             if left.is_some_and(|left| left.left.contains(index)) {
@@ -402,6 +409,9 @@ impl Examiner<'_> {
         let id = key.to_job().ok_or_else(|| bad_key(key))?;
         let (group, _) = self.store.open_record(key, &self.value(key)?)?;
         let job = records::job(id, group, body).map_err(damaged(key))?;
+        if self.is_purged(job.queue) {
+            return self.purged_job(key, &job);
+        }
         let state = match (job.state, job.place) {
             (JobState::Ready, Some(place)) => {
                 self.reference(key, &id, &place)?;
@@ -430,7 +440,7 @@ impl Examiner<'_> {
                     job: id,
                 };
                 self.vouched(key, &Key::closed(&closed), "its row among the closed jobs")?;
-                let end = self.retention_end(&job);
+                let end = job.run_at.unwrap_or_default();
                 self.vouched(
                     key,
                     &timer_key(TimerKind::Retention, end, &id),
@@ -570,14 +580,6 @@ impl Examiner<'_> {
         value.ok_or_else(|| damaged(key)(Malformed("it is there and is not")))
     }
 
-    fn retention_end(&self, job: &JobRecord) -> Timestamp {
-        let queue = self.queues.get(&job.queue);
-        let retention: Option<DurationMs> = queue.and_then(|queue| queue.dead_retention_ms);
-        job.closed_at
-            .unwrap_or_default()
-            .plus(retention.unwrap_or(DEAD_RETENTION_DEFAULT))
-    }
-
     /// A ready job stands in a lane.
     fn reference(&mut self, key: &Key, id: &JobId, place: &Place) -> Result<(), StoreError> {
         let run_key = Key::run(&place.run);
@@ -642,7 +644,7 @@ impl Examiner<'_> {
             }),
             TimerKind::Retention => self
                 .known_record(&job)?
-                .is_some_and(|job| job.closed_at.is_some() && self.retention_end(&job) == timer.at),
+                .is_some_and(|job| job.closed_at.is_some() && job.run_at == Some(timer.at)),
             TimerKind::ProducerIdle => {
                 let number = number_of(&timer);
                 self.watched.insert(ProducerNumber(number));
@@ -657,7 +659,10 @@ impl Examiner<'_> {
                 lock.is_some_and(|lock| lock.ends_at == Some(timer.at))
             }
             TimerKind::BatchDeadline => self.is_awaited_by_batch(&timer)?,
-            TimerKind::PauseEnd => false,
+            TimerKind::PauseEnd => self
+                .queues
+                .get(&queue_of_timer(&timer))
+                .is_some_and(|queue| queue.paused_until == Some(timer.at)),
         };
         if !is_right {
             self.find(key, "nothing waits for it");

@@ -154,6 +154,7 @@ impl Encoder {
                     records::put_queue(out, queue);
                 })?;
             }
+            Change::DeleteQueue(number) => self.delete(Key::queue(*number)),
             Change::PutCron(cron) => {
                 self.put(Key::cron(cron.number), |out| cron::put_cron(out, cron))?;
             }

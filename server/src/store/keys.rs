@@ -302,6 +302,23 @@ impl Key {
         Self::outcomes(producer).with(&0_u16.to_be_bytes())
     }
 
+    /// The beginning of all runs of a queue.
+    pub fn queue_runs(queue: QueueNumber) -> Self {
+        Self::of(Prefix::Run).with(&queue.0.to_be_bytes())
+    }
+
+    /// The beginning of the records of all jobs that were born in a queue.
+    pub fn queue_jobs(shard: u16, queue: QueueNumber) -> Self {
+        Self::of(Prefix::Job)
+            .with(&shard.to_be_bytes())
+            .with(&queue.0.to_be_bytes())
+    }
+
+    /// The beginning of the rows of all closed jobs of a queue.
+    pub fn queue_closed(queue: QueueNumber) -> Self {
+        Self::of(Prefix::Closed).with(&queue.0.to_be_bytes())
+    }
+
     /// A queue.
     pub fn queue(queue: QueueNumber) -> Self {
         Self::of(Prefix::Queue).with(&queue.0.to_be_bytes())

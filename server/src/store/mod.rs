@@ -25,6 +25,7 @@ mod overlay;
 mod read;
 pub mod rebuild;
 pub mod records;
+mod remains;
 pub mod salvage;
 pub mod sled;
 #[cfg(test)]

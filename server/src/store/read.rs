@@ -89,6 +89,7 @@ impl Store {
                 let max = usize::try_from(max).unwrap_or(usize::MAX);
                 self.closed_rows(&span, max).map(Fact::Closed)
             }
+            Need::Remains { queue, stage, max } => self.remains(queue, stage, max),
         })
     }
 
@@ -381,7 +382,7 @@ impl Store {
     }
 
     /// Adds the entries of a run behind `after`; answers with the bytes that were read.
-    fn push_run(
+    pub(super) fn push_run(
         &self,
         heads: &mut Heads,
         key: &Key,
@@ -487,7 +488,7 @@ impl Store {
         Ok(newest)
     }
 
-    fn closed_rows(&self, span: &Span, max: usize) -> Result<Vec<Closed>, StoreError> {
+    pub(super) fn closed_rows(&self, span: &Span, max: usize) -> Result<Vec<Closed>, StoreError> {
         let rows = self.scan(*span, max)?;
         let rows = rows.iter().map(|(key, value)| {
             self.open_record(key, value)?;

@@ -989,6 +989,9 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
     put_bytes(out, queue.namespace.as_str().as_bytes());
     put_bytes(out, queue.name.as_str().as_bytes());
     out.push(u8::from(queue.paused));
+    out.push(u8::from(queue.is_purged));
+    put_optional(out, queue.paused_until.map(|at| at.0));
+    put_optional(out, queue.jobs_max);
     put_optional(out, queue.timeout_ms.map(|timeout| timeout.0));
     put_optional(out, queue.dead_max);
     put_optional(out, queue.dead_retention_ms.map(|retention| retention.0));
@@ -1036,6 +1039,13 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
             1 => true,
             _ => return Err(Malformed("a queue is neither paused nor not")),
         },
+        is_purged: match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed("a queue is neither purged nor not")),
+        },
+        paused_until: optional(&mut reader)?.map(Timestamp),
+        jobs_max: optional(&mut reader)?,
         timeout_ms: optional(&mut reader)?.map(DurationMs),
         dead_max: optional(&mut reader)?,
         dead_retention_ms: optional(&mut reader)?.map(DurationMs),

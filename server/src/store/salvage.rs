@@ -4,10 +4,12 @@
 //! A leased job is told as a ready one: a store that is made out of this has no workers.
 //! `build.rs` makes a store out of it again.
 
+use std::collections::BTreeSet;
+
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
     BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
-    PackedJob, Place, QueueRecord, RunKey,
+    PackedJob, Place, QueueNumber, QueueRecord, RunKey,
 };
 use ganger_protocol::{
     JobId,
@@ -134,6 +136,7 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
         store,
         listener,
         left: HashMap::new(),
+        purged: BTreeSet::new(),
     };
     teller.each(Prefix::Queue, Teller::queue)?;
     teller.each(Prefix::Batch, Teller::batch)?;
@@ -149,6 +152,8 @@ struct Teller<'a> {
     listener: &'a mut dyn Listener,
     /// Entries that left their runs.
     left: HashMap<RunKey, LeftRun>,
+    /// Old numbers of purged queues, of which nothing is told.
+    purged: BTreeSet<QueueNumber>,
 }
 
 impl Teller<'_> {
@@ -176,6 +181,10 @@ impl Teller<'_> {
     fn queue(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let number = key.to_queue().ok_or_else(|| bad_key(key))?;
         let queue = records::queue(number, body).map_err(damaged(key))?;
+        if queue.is_purged {
+            self.purged.insert(number);
+            return Ok(());
+        }
         self.listener.told(Told::Queue(Box::new(queue)))
     }
 
@@ -189,6 +198,9 @@ impl Teller<'_> {
 
     fn run(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let run_key = key.to_run().ok_or_else(|| bad_key(key))?;
+        if self.purged.contains(&run_key.lane.queue) {
+            return Ok(());
+        }
         let run = records::run(body).map_err(damaged(key))?;
         let left = self.left.get(&run_key).map(|left| left.left);
         for (entry, index) in run.entries.into_iter().zip(0_u8..) {
@@ -250,6 +262,9 @@ impl Teller<'_> {
         let Some(record) = self.store.job_record(&id, true)? else {
             return Ok(());
         };
+        if self.purged.contains(&record.queue) {
+            return Ok(());
+        }
         if record.state == JobState::Ready
             && let Some(place) = record.place
             && self.stands_at(&id, &place)?

@@ -90,6 +90,10 @@ struct QueueLine {
     #[serde(default)]
     paused: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    paused_until: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jobs_max: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<DurationMs>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backoff: Option<Box<RetryPolicy>>,
@@ -287,6 +291,8 @@ fn queue_line(queue: QueueRecord) -> QueueLine {
         namespace: queue.namespace,
         name: queue.name,
         paused: queue.paused,
+        paused_until: queue.paused_until,
+        jobs_max: queue.jobs_max,
         timeout_ms: queue.timeout_ms,
         backoff: queue.backoff,
         dead_max: queue.dead_max,
@@ -527,6 +533,9 @@ impl Importer<'_> {
             namespace: line.namespace,
             name: line.name,
             paused: line.paused,
+            paused_until: line.paused_until,
+            is_purged: false,
+            jobs_max: line.jobs_max,
             timeout_ms: line.timeout_ms,
             backoff: line.backoff,
             dead_max: line.dead_max,

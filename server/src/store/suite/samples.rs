@@ -401,7 +401,13 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
         any::<bool>(),
         prop::option::of(duration()),
         prop::option::of(policy()),
-        (prop::option::of(any::<u64>()), prop::option::of(duration())),
+        (
+            prop::option::of(any::<u64>()),
+            prop::option::of(duration()),
+            prop::option::of(any::<u64>()),
+            any::<bool>(),
+            prop::option::of(any::<u64>().prop_map(Timestamp)),
+        ),
         any::<[u64; 14]>(),
     )
         .prop_map(
@@ -414,6 +420,9 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                 backoff: backoff.map(Box::new),
                 dead_max: dead.0,
                 dead_retention_ms: dead.1,
+                jobs_max: dead.2,
+                is_purged: dead.3,
+                paused_until: dead.4,
                 counters: Counters {
                     scheduled: c[0],
                     blocked: c[1],
