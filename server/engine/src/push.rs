@@ -137,7 +137,7 @@ impl Engine {
         if let Some(holder) = key.and_then(|key| self.holder(now, key, facts)) {
             return self.meet_holder(now, holder.job, spec, due, facts);
         }
-        let id = self.add_job(now, &origin.namespace, spec, due)?;
+        let id = self.add_within_quota(now, &origin.namespace, spec, due)?;
         if let (Some(key), Some(unique)) = (key, unique) {
             self.take_key(now, key, id, &unique, facts);
         }
@@ -156,11 +156,11 @@ impl Engine {
     ) -> Result<JobId, WireError> {
         spec.check(&self.options.limits)?;
         let due = due_of(&spec, now);
-        self.add_job(now, namespace, spec, due)
+        self.add_within_quota(now, namespace, spec, due)
     }
 
-    /// Adds one job.
-    pub(crate) fn add_job(
+    /// Adds one job, if its queue takes one more.
+    fn add_within_quota(
         &mut self,
         now: Now,
         namespace: &NamespaceName,
@@ -169,6 +169,22 @@ impl Engine {
     ) -> Result<JobId, WireError> {
         let queue = self.queue_for_push(namespace, &spec.queue)?;
         self.check_quota(queue, 1)?;
+        Ok(self.add_job_to(now, queue, spec, due))
+    }
+
+    /// Adds one job, whatever the quota of its queue.
+    pub(crate) fn add_job(
+        &mut self,
+        now: Now,
+        namespace: &NamespaceName,
+        spec: JobSpec,
+        due: Timestamp,
+    ) -> Result<JobId, WireError> {
+        let queue = self.queue_for_push(namespace, &spec.queue)?;
+        Ok(self.add_job_to(now, queue, spec, due))
+    }
+
+    fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let lane = Lane {
             queue,
@@ -190,7 +206,7 @@ impl Engine {
             self.group.put_content(id, Arc::clone(&content));
         }
         self.watch_expiry(id, content.expires_at);
-        Ok(id)
+        id
     }
 
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
