@@ -1,6 +1,7 @@
 //! Batches: what is counted, when callbacks are pushed, who may join, what lasts over crashes.
 
 mod joining;
+mod purged;
 mod random;
 
 use crate::{
