@@ -131,7 +131,7 @@ impl World {
         }
     }
 
-    fn from_batches(&mut self) -> From {
+    fn take_batches_from(&mut self) -> From {
         From {
             connection: self.connect(),
             namespace: namespace(),
@@ -165,7 +165,7 @@ impl World {
         self.batches.all.push(Known::default());
         self.trace
             .note(self.elapsed(), "batch {} is opened", &[nth as u64]);
-        let from = self.from_batches();
+        let from = self.take_batches_from();
         let asked = Asked::Batch(AskedBatch::Open(nth));
         self.request(&from, Operation::BatchOpen(Box::new(open)), asked)
     }
@@ -193,7 +193,7 @@ impl World {
             &[count as u64, nth as u64],
         );
         let is_open = member.is_none() && !self.batches.all[nth].is_closing;
-        let from = self.from_batches();
+        let from = self.take_batches_from();
         let asked = Asked::Batch(AskedBatch::Push(nth, is_open));
         self.request(&from, Operation::Push(push), asked)
     }
@@ -224,7 +224,7 @@ impl World {
         self.batches.all[nth].is_closing = true;
         self.trace
             .note(self.elapsed(), "batch {} is committed", &[nth as u64]);
-        let from = self.from_batches();
+        let from = self.take_batches_from();
         let asked = Asked::Batch(AskedBatch::Commit(nth));
         self.request(&from, Operation::BatchCommit(BatchName { batch }), asked)
     }
@@ -244,14 +244,14 @@ impl World {
             true => Operation::DeadRevive(select),
             false => Operation::DeadPurge(select),
         };
-        let from = self.from_batches();
+        let from = self.take_batches_from();
         self.request(&from, operation, Asked::Batch(AskedBatch::Dead))
     }
 
     /// The worker opens its session, answers for what it has, or fetches.
     fn work_batch(&mut self, is_calm: bool) -> Checked {
         let Some((connection, session)) = self.batches.worker else {
-            let from = self.from_batches();
+            let from = self.take_batches_from();
             let ttl = match is_calm {
                 true => DurationMs::from_hours(1),
                 false => DurationMs(20_000),
@@ -530,7 +530,7 @@ impl World {
                 cursor: None,
                 limit: 100,
             };
-            let from = self.from_batches();
+            let from = self.take_batches_from();
             self.request(&from, Operation::BatchList(list), Asked::Audit)?;
             match self.clients.audited.take() {
                 None => return Ok(None),
@@ -543,7 +543,7 @@ impl World {
 
     fn batch_counters(&mut self) -> Checked<Option<HashMap<String, Counters>>> {
         let list = Operation::QueueList(QueueList { pattern: None });
-        let from = self.from_batches();
+        let from = self.take_batches_from();
         self.request(&from, list, Asked::Audit)?;
         match self.clients.audited.take() {
             None => Ok(None),
