@@ -494,6 +494,9 @@ pub struct JobView {
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,
+    /// `leased`: it was cancelled, and its lease is revoked then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel_at: Option<Timestamp>,
     /// Terminal states: since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,

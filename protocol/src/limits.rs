@@ -10,6 +10,12 @@ use crate::time::DurationMs;
 /// Bytes of a frame's MessagePack map. Bounds what one connection can make the server hold.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
+/// How long a worker has to answer a lease whose job was cancelled, unless it is said.
+pub const CANCEL_GRACE_DEFAULT: DurationMs = DurationMs::from_secs(30);
+
+/// The longest such time.
+pub const CANCEL_GRACE_MAX: DurationMs = DurationMs::from_hours(24);
+
 /// Bytes of a frame before `hello` was accepted. A stranger can make the server hold no more; a
 /// worker that resumes a full session fits: 1000 held leases take 54 KB.
 pub const FRAME_BYTES_MAX_BEFORE_HELLO: usize = 64 << 10;

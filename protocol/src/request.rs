@@ -93,6 +93,8 @@ operations! {
     Goodbye(Goodbye) = "goodbye",
     /// Shows one job.
     JobGet(JobGet) = "job_get",
+    /// Cancels jobs.
+    JobCancel(JobCancel) = "job_cancel",
     /// Lists dead jobs.
     DeadList(DeadList) = "dead_list",
     /// Makes dead jobs ready again.
@@ -418,6 +420,40 @@ fn page() -> u32 {
     100
 }
 
+/// Cancels jobs, each by itself. One that waits is over at once; the worker of one that is leased is
+/// told, and has the grace to answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCancel {
+    /// 1…1000 jobs.
+    pub jobs: Vec<JobId>,
+    /// After this time the lease of a leased job is revoked, 0…24 h; 0: at once. Default 30 s.
+    #[serde(default = "cancel_grace")]
+    pub grace_ms: DurationMs,
+}
+
+fn cancel_grace() -> DurationMs {
+    limits::CANCEL_GRACE_DEFAULT
+}
+
+impl JobCancel {
+    /// Cancels these jobs with the usual grace.
+    pub fn new(jobs: Vec<JobId>) -> Self {
+        Self {
+            jobs,
+            grace_ms: limits::CANCEL_GRACE_DEFAULT,
+        }
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        check_count("jobs", 1, limits.items_max, self.jobs.len())?;
+        let (max, actual) = (limits::CANCEL_GRACE_MAX.0, self.grace_ms.0);
+        if actual > max {
+            return Err(WireError::out_of_range("grace_ms", 0, max, actual));
+        }
+        Ok(())
+    }
+}
+
 /// Names dead jobs: by id, or the oldest of a queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -616,6 +652,7 @@ impl Operation {
                 check_count("leases", 1, limits.items_max, extend.leases.len())?;
                 check_items("leases", &extend.leases, ExtendItem::check)
             }
+            Self::JobCancel(cancel) => cancel.check(limits),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
             Self::QueuePause(pause) => pause.check(limits),

@@ -151,6 +151,39 @@ pub struct LeaseResult {
     pub err: Option<WireError>,
 }
 
+/// Answers `job_cancel`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelReply {
+    /// What became of each job, in the order of the request.
+    pub results: Vec<CancelResult>,
+}
+
+/// What became of a job that was to be cancelled.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CancelResult {
+    /// `cancelled`, or `leased` until its worker answers or the grace has passed; absent when it
+    /// was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<JobState>,
+    /// `leased`: when its lease is revoked. The earliest of several cancels holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_at: Option<Timestamp>,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub err: Option<WireError>,
+}
+
+impl CancelResult {
+    /// The job is over.
+    pub fn cancelled() -> Self {
+        Self {
+            state: Some(JobState::Cancelled),
+            ..Self::default()
+        }
+    }
+}
+
 /// Answers `heartbeat`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -382,6 +415,8 @@ replies! {
         | "cron_delete" | "cron_pause" | "cron_resume",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
+    /// To `job_cancel`.
+    Cancel(CancelReply) = "job_cancel",
     /// To `dead_list`.
     Jobs(JobsReply) = "dead_list",
     /// To `dead_revive` and `dead_purge`.

@@ -148,7 +148,8 @@ impl Verb {
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
-            Operation::DeadRevive(_)
+            Operation::JobCancel(_)
+            | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
             | Operation::QueueResume(_)
@@ -521,6 +522,8 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::QueuePurge(one)
         | Operation::QueueDelete(one) => named(&one.queue).filter(missing),
         Operation::QueueSet(set) => named(&set.queue).filter(missing),
+        // A job may be in any queue.
+        Operation::JobCancel(_) => Some(all()).filter(missing),
         Operation::DeadList(list) => named(&list.queue).filter(missing),
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select
             .queue
@@ -738,8 +741,8 @@ mod tests {
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobGet, Push, QueueList,
-            QueueNames, Release, Stats,
+            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel, JobGet, Push,
+            QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -837,6 +840,7 @@ mod tests {
             (Operation::DeadList(list), Verb::Inspect),
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),
+            (Operation::JobCancel(JobCancel::new(vec![id])), Verb::Admin),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(pause), Verb::Admin),
@@ -924,7 +928,14 @@ mod tests {
             "goodbye",
             "batch_commit",
         ];
-        let for_all = ["job_get", "stats", "backup", "batch_show", "batch_list"];
+        let for_all = [
+            "job_get",
+            "job_cancel",
+            "stats",
+            "backup",
+            "batch_show",
+            "batch_list",
+        ];
         for (name, own) in [
             ("mail.eu", true),
             ("sms", true),

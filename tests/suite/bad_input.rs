@@ -169,11 +169,7 @@ fn ids_and_operations_that_are_none_are_refused_by_their_field() {
         (to_map(&json!({ "id": 7 })), 7, ("bad_request", "op")),
         (bad(json!(7), json!("")), 7, ("unsupported_op", "-")),
         (bad(json!(7), json!("PUSH")), 7, ("unsupported_op", "-")),
-        (
-            bad(json!(7), json!("job_cancel")),
-            7,
-            ("unsupported_op", "-"),
-        ),
+        (bad(json!(7), json!("job_fly")), 7, ("unsupported_op", "-")),
         (
             bad(json!(7), json!("x".repeat(100_000))),
             7,

@@ -6,6 +6,7 @@
 mod auth;
 mod bad_input;
 mod batches;
+mod cancel;
 mod connections;
 mod cron;
 mod demo;

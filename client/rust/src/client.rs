@@ -16,12 +16,12 @@ use ganger_protocol::{
     queue::QueuePause,
     request::{
         Ack, AckItem, Backup, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch,
-        Goodbye, Heartbeat, JobGet, Operation, Push, QueueList, QueueNames, Release, ReleaseItem,
-        Stats,
+        Goodbye, Heartbeat, JobCancel, JobGet, Operation, Push, QueueList, QueueNames, Release,
+        ReleaseItem, Stats,
     },
     response::{
-        BackupReply, CountReply, Done, FetchReply, HeartbeatReply, JobsReply, LeaseResult,
-        PushReply, PushResult, QueueView, QueuesReply, StatsReply,
+        BackupReply, CancelReply, CountReply, Done, FetchReply, HeartbeatReply, JobsReply,
+        LeaseResult, PushReply, PushResult, QueueView, QueuesReply, StatsReply,
     },
 };
 use serde::de::DeserializeOwned;
@@ -371,6 +371,25 @@ impl Client {
     /// ```
     pub async fn job(&self, job: JobId) -> Result<JobView, Error> {
         self.read(Operation::JobGet(JobGet { job })).await
+    }
+
+    /// Cancels jobs, each by itself: one that waits is over at once, the worker of one that is leased
+    /// has the grace to answer. It can be repeated safely.
+    ///
+    /// # Errors
+    /// When the server refuses the request; what became of each job is in the reply.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::JobId) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::protocol::request::JobCancel;
+    ///
+    /// let reply = client.cancel(JobCancel::new(vec![id])).await?;
+    /// println!("{:?}", reply.results[0].state);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn cancel(&self, cancel: JobCancel) -> Result<CancelReply, Error> {
+        self.read(Operation::JobCancel(cancel)).await
     }
 
     /// Lists the dead jobs of a queue, a page at a time.

@@ -171,6 +171,7 @@ impl Engine {
                 state: Some(JobState::Dead),
                 ..LeaseResult::default()
             },
+            Next::Cancelled => cancelled(),
             Next::ReadyAtHead | Next::Deleted => LeaseResult::default(),
         }
     }
@@ -194,6 +195,7 @@ impl Engine {
             queue.record.counters.failed += 1;
         }
         let next = match verdict {
+            _ if record.cancel_at.is_some() => Next::Cancelled,
             Verdict::Dead => Next::Dead(DeadReason::Worker),
             Verdict::Discard => Next::Deleted,
             Verdict::RetryIn(_) | Verdict::Backoff if record.failures >= record.max_attempts() => {
@@ -204,7 +206,7 @@ impl Engine {
                 Next::Scheduled(now.wall.plus(self.backoff_delay(&record, earlier)))
             }
         };
-        if !matches!(next, Next::Deleted) {
+        if !matches!(next, Next::Deleted | Next::Cancelled) {
             self.keep_error(&mut record, error);
         }
         self.settle(now, record, next);
@@ -241,7 +243,9 @@ impl Engine {
         };
         let delay = item.delay_ms.filter(|delay| *delay > DurationMs::ZERO);
         let run_at = delay.map(|delay| now.wall.plus(delay));
-        self.release_lease(now, &lease, record, run_at);
+        if let Next::Cancelled = self.release_lease(now, &lease, record, run_at) {
+            return cancelled();
+        }
         let state = if run_at.is_some() {
             JobState::Scheduled
         } else {
@@ -261,7 +265,7 @@ impl Engine {
         lease: &Lease,
         mut record: Box<JobRecord>,
         run_at: Option<Timestamp>,
-    ) {
+    ) -> Next {
         record.releases += 1;
         record.losses_in_row = 0;
         record.attempt = lease.attempt;
@@ -269,8 +273,12 @@ impl Engine {
         if let Some(queue) = self.queues.find_mut(record.queue) {
             queue.record.counters.released += 1;
         }
-        let next = run_at.map_or(Next::ReadyAtHead, Next::Scheduled);
+        let next = match record.cancel_at {
+            Some(_) => Next::Cancelled,
+            None => run_at.map_or(Next::ReadyAtHead, Next::Scheduled),
+        };
         self.settle(now, record, next);
+        next
     }
 
     /// A lease ended with its session. The first loss returns the job to the head at once; from
@@ -283,6 +291,9 @@ impl Engine {
         record.settled_lease = lease.number;
         if let Some(queue) = self.queues.find_mut(record.queue) {
             queue.record.counters.lost += 1;
+        }
+        if record.cancel_at.is_some() {
+            return self.settle(now, record, Next::Cancelled);
         }
         let (in_row, limit) = (record.losses_in_row, self.options.poison_losses);
         let next = match in_row {
@@ -395,6 +406,13 @@ pub(crate) enum Verdict {
     Dead,
     /// No further attempt, and nothing is kept.
     Discard,
+}
+
+fn cancelled() -> LeaseResult {
+    LeaseResult {
+        state: Some(JobState::Cancelled),
+        ..LeaseResult::default()
+    }
 }
 
 fn refused(error: WireError) -> LeaseResult {

@@ -312,6 +312,7 @@ impl Engine {
                 attempt,
                 key,
                 batch: content.batch,
+                cancel_at: None,
                 part: None,
             },
         );

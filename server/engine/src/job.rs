@@ -136,6 +136,7 @@ impl JobRecord {
             unique: content.unique.clone(),
             batch: content.batch,
             lease: None,
+            cancel_at: self.cancel_at,
             closed_at: self.closed_at,
             reason: self.reason,
             attempt: self.attempt,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use foldhash::HashMap;
-use ganger_protocol::{BatchId, JobId, LeaseId, SessionId};
+use ganger_protocol::{BatchId, JobId, LeaseId, SessionId, Timestamp};
 
 use crate::{
     command::Mono,
@@ -29,6 +29,8 @@ pub(crate) struct Lease {
     pub(crate) key: LeaseKey,
     /// The batch that its job is a member of; `None` too while `key` is unread.
     pub(crate) batch: Option<BatchId>,
+    /// Its job is cancelled, and it is revoked then.
+    pub(crate) cancel_at: Option<Timestamp>,
     /// Where its latest record stands; `None` while that is in the open group.
     pub(crate) part: Option<PartKey>,
 }

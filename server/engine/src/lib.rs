@@ -13,7 +13,7 @@
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
-//! | `unique`, `expiry` | who holds a key; which jobs are no longer granted |
+//! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
@@ -24,6 +24,7 @@
 mod answer;
 mod backoff;
 pub mod batch;
+mod cancel;
 pub mod change;
 pub mod command;
 pub mod cron;
@@ -356,6 +357,11 @@ impl Engine {
                 needs.push(Need::Errors(get.job));
                 needs
             }
+            Operation::JobCancel(cancel) => {
+                let jobs = cancel.jobs.iter();
+                jobs.flat_map(|job| self.needs_to_cancel(*job, facts))
+                    .collect()
+            }
             Operation::DeadRevive(select) => self.needs_of_dead(origin, select, true, facts),
             Operation::DeadPurge(select) => self.needs_of_dead(origin, select, false, facts),
             Operation::BatchOpen(open) => self.needs_to_join(open.parent.into_iter(), open.by),
@@ -413,6 +419,7 @@ impl Engine {
             }
             Operation::Goodbye(_) => self.goodbye(now, &origin, facts, outcome)?,
             Operation::JobGet(get) => self.job_view(&origin, get.job, facts)?,
+            Operation::JobCancel(cancel) => self.job_cancel(now, &origin, &cancel, facts, outcome),
             Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
             Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,
             Operation::QueueList(list) => self.queue_list(&origin, &list),

@@ -87,11 +87,13 @@ impl Engine {
 
     pub(crate) fn heartbeat(&mut self, origin: &Origin) -> Result<ReplyBody, WireError> {
         let id = self.known_session(origin.session)?;
+        let cancel = self.cancels_of(id);
         let lost = self
             .sessions
             .find_mut(id)
             .map(|session| std::mem::take(&mut session.lost));
         Ok(ReplyBody::Heartbeat(HeartbeatReply {
+            cancel,
             lost: lost.unwrap_or_default(),
             ..HeartbeatReply::default()
         }))

@@ -34,6 +34,8 @@ pub(crate) enum Next {
     Dead(DeadReason),
     /// Nothing is kept.
     Deleted,
+    /// It was cancelled while it was leased; nothing is kept.
+    Cancelled,
 }
 
 impl Engine {
@@ -115,6 +117,7 @@ impl Engine {
             session.leases.remove(&job);
         }
         self.leave_lease_part(job, lease.part);
+        self.forget_cancel(job, &lease);
         if let Some(place) = lease.place {
             if let Some(run) = self.runs.get_mut(&place.run) {
                 run.leased -= 1;
@@ -209,6 +212,10 @@ impl Engine {
                 self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
                 self.job_is_over(now, record.id);
+            }
+            Next::Cancelled => {
+                record.state = JobState::Leased;
+                self.close_as_cancelled(now, &record);
             }
         }
     }

@@ -306,7 +306,7 @@ pub struct JobRecord {
     pub spilled_parts: u16,
     /// As in [`PackedJob`].
     pub content: Option<Arc<Content>>,
-    /// For later: since when it is to be cancelled.
+    /// `leased`: it is cancelled, and its lease revoked then.
     pub cancel_at: Option<Timestamp>,
     /// The batch that it is a member of.
     pub batch: Option<BatchId>,
@@ -371,6 +371,8 @@ pub enum TimerKind {
     ProducerIdle = 7,
     /// A nominal time of a cron entry.
     Cron = 8,
+    /// The grace of a leased job that was cancelled ends.
+    Cancel = 9,
 }
 
 impl TimerKind {
@@ -385,6 +387,7 @@ impl TimerKind {
             6 => Self::PauseEnd,
             7 => Self::ProducerIdle,
             8 => Self::Cron,
+            9 => Self::Cancel,
             _ => return None,
         })
     }

@@ -198,7 +198,14 @@ impl Engine {
         let Some(session) = self.sessions.find_mut(record.session) else {
             return false;
         };
+        let cancel_at = match &row.job {
+            Some(StoredJob::Record(job)) => job.cancel_at,
+            Some(StoredJob::Packed { .. }) | None => None,
+        };
         session.leases.insert(record.job);
+        if cancel_at.is_some() {
+            session.cancels.insert(record.job);
+        }
         let grace = ttl.unwrap_or(SESSION_TTL_DEFAULT).times(2);
         let rest = record.deadline.since(head.wall).max(grace);
         if let Some(place) = place {
@@ -219,6 +226,7 @@ impl Engine {
                 attempt: record.attempt,
                 key,
                 batch,
+                cancel_at,
                 part: Some(part),
             },
         );

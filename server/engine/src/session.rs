@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) waiters: BTreeSet<Ticket>,
     /// Leases that ended without an answer since the last heartbeat.
     pub(crate) lost: Vec<LeaseRef>,
+    /// Those of its leases whose jobs are cancelled.
+    pub(crate) cancels: BTreeSet<JobId>,
     /// Deficits of its weighted fetches, by list.
     deficits: BTreeMap<Vec<QueuePattern>, BTreeMap<QueueNumber, i64>>,
 }
@@ -50,6 +52,7 @@ impl Session {
             leases: BTreeSet::new(),
             waiters: BTreeSet::new(),
             lost: Vec::new(),
+            cancels: BTreeSet::new(),
             deficits: BTreeMap::new(),
         }
     }

@@ -96,6 +96,7 @@ impl Engine {
                 (!is_known).then_some(Need::Producer(producer))
             }
             TimerKind::Cron => self.need_of_cron(timer),
+            TimerKind::Cancel => self.need_of_job(job, true),
             TimerKind::BatchDeadline => self.need_of_batch_timer(timer),
             TimerKind::PauseEnd => None,
         };
@@ -116,7 +117,7 @@ impl Engine {
             crons += usize::from(timer.what == TimerKind::Cron);
             // What is left is due at once again.
             if timer.what != TimerKind::Cron || crons <= CRON_SLICE {
-                touched.extend(self.fire(now, timer, facts));
+                touched.extend(self.fire(now, timer, facts, outcome));
             }
         }
         for job in late {
@@ -154,7 +155,13 @@ impl Engine {
     }
 
     /// A timer is due; the queue that got a ready job by it.
-    fn fire(&mut self, now: Now, timer: Timer, facts: &Facts) -> Option<QueueNumber> {
+    fn fire(
+        &mut self,
+        now: Now,
+        timer: Timer,
+        facts: &Facts,
+        outcome: &mut Outcome,
+    ) -> Option<QueueNumber> {
         self.unset_timer(timer);
         match timer.what {
             TimerKind::Due => {
@@ -180,6 +187,10 @@ impl Engine {
                 None
             }
             TimerKind::Cron => self.fire_cron(now, &timer, facts),
+            TimerKind::Cancel => {
+                self.fire_cancel(now, &timer, facts, outcome);
+                None
+            }
             TimerKind::Expire => {
                 self.fire_expiry(now, &timer, facts);
                 None

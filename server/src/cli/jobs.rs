@@ -1,7 +1,9 @@
-//! `ganger jobs`.
+//! `ganger jobs`: show one, cancel some.
 
 use clap::Subcommand;
-use ganger_protocol::JobId;
+use ganger_protocol::{
+    JobId, limits::CANCEL_GRACE_DEFAULT, request::JobCancel, response::CancelResult,
+};
 
 use super::{
     connect::ConnectArgs,
@@ -9,11 +11,14 @@ use super::{
     output::{self, Format},
     view,
 };
+use crate::config::units::Span;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobsCommand {
     /// Show one job
     Get(GetArgs),
+    /// Cancel jobs: at once, or when their workers have had time to answer
+    Cancel(CancelArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -26,8 +31,60 @@ pub(super) struct GetArgs {
     format: Format,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct CancelArgs {
+    /// Their ids, as push printed them
+    #[arg(required = true)]
+    ids: Vec<JobId>,
+    /// How long the worker of a leased job has to answer, 0s to 24h
+    #[arg(long, value_name = "DURATION", default_value_t = Span(CANCEL_GRACE_DEFAULT))]
+    grace: Span,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    format: Format,
+}
+
 pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
-    let JobsCommand::Get(args) = command;
+    match command {
+        JobsCommand::Get(args) => get(args).await,
+        JobsCommand::Cancel(args) => cancel(args).await,
+    }
+}
+
+/// Cancels jobs and says what became of each; fails when one of them was refused.
+async fn cancel(args: CancelArgs) -> Result<(), CliError> {
+    let request = JobCancel {
+        grace_ms: args.grace.0,
+        ..JobCancel::new(args.ids.clone())
+    };
+    let reply = args.connect.connect().await?.cancel(request).await?;
+    if args.format.json {
+        output::line(&output::json(&reply)?)?;
+    } else {
+        for (id, result) in args.ids.iter().zip(&reply.results) {
+            output::line(&format!("{id}  {}", told(result)))?;
+        }
+    }
+    let refused = reply.results.iter().filter(|result| result.err.is_some());
+    match refused.count() {
+        0 => Ok(()),
+        count => Err(CliError::failed(format!(
+            "{count} of {} jobs could not be cancelled",
+            args.ids.len()
+        ))),
+    }
+}
+
+fn told(result: &CancelResult) -> String {
+    match (&result.err, result.cancel_at) {
+        (Some(error), _) => error.message.clone(),
+        (None, Some(at)) => format!("leased, revoked at {}", view::time(at)),
+        (None, None) => "cancelled".to_owned(),
+    }
+}
+
+async fn get(args: GetArgs) -> Result<(), CliError> {
     let job = args.connect.connect().await?.job(args.id).await?;
     if args.format.json {
         return output::line(&output::json(&view::job_json(&job)?)?);

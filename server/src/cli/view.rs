@@ -194,6 +194,7 @@ pub(super) mod tests {
             unique: None,
             run_at: None,
             lease: None,
+            cancel_at: None,
             closed_at: Some(Timestamp(1_700_000_060_500)),
             reason: Some(DeadReason::Attempts),
             attempt: 3,

@@ -69,6 +69,7 @@ impl State {
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
+            | Operation::JobCancel(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -127,6 +128,7 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::JobCancel(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
         | Operation::DeadPurge(_)
@@ -167,8 +169,8 @@ mod tests {
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobGet, Push,
-            QueueList, QueueNames, Release, Stats,
+            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
+            JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -215,6 +217,7 @@ mod tests {
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
             }),
+            Operation::JobCancel(JobCancel::new(vec![])),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
@@ -286,6 +289,7 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "job_cancel",
             "dead_list",
             "dead_revive",
             "dead_purge",

@@ -173,6 +173,7 @@ impl Builder {
                 .push(Change::PutError(id, slot, Box::new(error)));
         }
         record.place = None;
+        record.cancel_at = None;
         let counters = self.queues.get_mut(&queue).map(|queue| &mut queue.counters);
         if let Some(counters) = counters {
             match record.state {

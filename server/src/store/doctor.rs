@@ -449,6 +449,13 @@ impl Examiner<'_> {
                 job.state
             }
         };
+        if let Some(at) = job.cancel_at {
+            self.vouched(
+                key,
+                &timer_key(TimerKind::Cancel, at, &id),
+                "the end of its grace",
+            )?;
+        }
         if job.content.is_none() && self.store.spilled(&id)?.is_none() {
             self.find(key, "its content is missing");
         }
@@ -651,6 +658,9 @@ impl Examiner<'_> {
                 self.producers.contains(&ProducerNumber(number))
             }
             TimerKind::Cron => self.is_awaited_by_cron(&timer)?,
+            TimerKind::Cancel => self
+                .known_record(&job)?
+                .is_some_and(|job| job.cancel_at == Some(timer.at)),
             TimerKind::Expire => self
                 .standing(&job)?
                 .is_some_and(|job| job.waits_until() == Some(timer.at)),

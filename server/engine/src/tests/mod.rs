@@ -1,6 +1,7 @@
 //! What the engine does, told as a specification: one behaviour a test, over a store in memory.
 
 mod batches;
+mod cancel;
 mod cron;
 mod dead;
 mod expiry;
