@@ -373,13 +373,7 @@ impl Worker {
         let (id, lease) = (job.id, job.lease);
         let results = match outcome {
             Outcome::Ack => {
-                self.client
-                    .ack(vec![AckItem {
-                        job: id,
-                        lease,
-                        result: None,
-                    }])
-                    .await?
+                self.client.ack(vec![AckItem::of(id, lease)]).await?
             }
             Outcome::Release(delay_ms) => {
                 self.client
@@ -541,6 +535,7 @@ mod tests {
             pushed_at: Timestamp(0),
             tags: Vec::new(),
             batch: None,
+            cursor: None,
         }
     }
 

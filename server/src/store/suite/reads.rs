@@ -48,9 +48,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         batch: None,
         waits_for: 0,
         holds_unique: false,
-        percent: None,
-        note: None,
-        cursor_parts: 0,
+        progress: None,
         result_parts: 0,
     }
 }
@@ -369,8 +367,9 @@ fn closed_jobs_come_in_pages_from_either_end() {
         assert_eq!(page(Some(3), false, 4), [4, 5]);
         assert_eq!(page(None, true, 4), [5, 4, 3, 2]);
         assert_eq!(page(Some(2), true, 4), [1, 0]);
-        let need = Need::OldestDead {
+        let need = Need::OldestClosed {
             queue: lane().queue,
+            state: JobState::Dead,
             max: 2,
         };
         let oldest = Fact::Closed(vec![row(0), row(1)]);
