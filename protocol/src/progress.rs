@@ -64,8 +64,16 @@ impl ProgressItem {
             return Err(WireError::out_of_range("percent", 0, 100, percent.into()));
         }
         let sizes = [
-            ("note", limits::NOTE_BYTES_MAX, self.note.as_ref().map(String::len)),
-            ("cursor", limits::CURSOR_BYTES_MAX, self.cursor.as_ref().map(Bytes::len)),
+            (
+                "note",
+                limits::NOTE_BYTES_MAX,
+                self.note.as_ref().map(String::len),
+            ),
+            (
+                "cursor",
+                limits::CURSOR_BYTES_MAX,
+                self.cursor.as_ref().map(Bytes::len),
+            ),
         ];
         for (field, max, actual) in sizes {
             if let Some(actual) = actual.filter(|actual| *actual > max) {

@@ -771,7 +771,10 @@ impl Fetch {
 
 impl AckItem {
     fn check(&self, limits: &Limits) -> Result<(), WireError> {
-        let (max, actual) = (limits.result_bytes_max, self.result.as_ref().map(Bytes::len));
+        let (max, actual) = (
+            limits.result_bytes_max,
+            self.result.as_ref().map(Bytes::len),
+        );
         if let Some(actual) = actual.filter(|actual| *actual > max) {
             return Err(WireError::too_large("result", max, actual));
         }

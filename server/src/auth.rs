@@ -839,10 +839,7 @@ mod tests {
             (Operation::Fail(Fail { leases: vec![] }), Verb::Work),
             (Operation::Release(Release { leases: vec![] }), Verb::Work),
             (Operation::Extend(Extend { leases: vec![] }), Verb::Work),
-            (
-                Operation::Progress(Progress { leases: vec![] }),
-                Verb::Work,
-            ),
+            (Operation::Progress(Progress { leases: vec![] }), Verb::Work),
             (Operation::Heartbeat(Heartbeat {}), Verb::Work),
             (Operation::Goodbye(Goodbye {}), Verb::Work),
             (Operation::JobGet(JobGet { job: id }), Verb::Inspect),

@@ -222,7 +222,9 @@ impl Engine {
         let retention = self.retention_of(record);
         self.retain(now, record, JobState::Cancelled, retention);
         self.job_is_over(now, record.id);
-        self.tell_waits(record.id, |_| Ok(ended_reply(JobState::Cancelled, now.wall)));
+        self.tell_waits(record.id, |_| {
+            Ok(ended_reply(JobState::Cancelled, now.wall))
+        });
     }
 }
 

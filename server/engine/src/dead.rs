@@ -47,10 +47,12 @@ impl Engine {
     ) -> Vec<Need> {
         let ids = match self.queue_of(origin, select) {
             None => select.jobs.clone(),
-            Some(queue) => match self.oldest_closed((queue, JobState::Dead), limit_of(select), facts) {
-                Ok(rows) => rows.iter().map(|row| row.job).collect(),
-                Err(need) => return vec![need],
-            },
+            Some(queue) => {
+                match self.oldest_closed((queue, JobState::Dead), limit_of(select), facts) {
+                    Ok(rows) => rows.iter().map(|row| row.job).collect(),
+                    Err(need) => return vec![need],
+                }
+            }
         };
         let need = |job: JobId| match is_revival {
             true => [

@@ -42,12 +42,7 @@ impl Engine {
         ReplyBody::Lease(LeaseReply { results })
     }
 
-    fn progress_one(
-        &mut self,
-        origin: &Origin,
-        item: ProgressItem,
-        facts: &Facts,
-    ) -> LeaseResult {
+    fn progress_one(&mut self, origin: &Origin, item: ProgressItem, facts: &Facts) -> LeaseResult {
         let live = self.leases.live(&item.job, item.lease);
         if live.is_none_or(|lease| !self.is_in_namespace(lease.queue, origin)) {
             return refused(lease_lost(&self.state_for(origin, item.job, facts)));

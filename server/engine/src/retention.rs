@@ -71,8 +71,7 @@ impl Engine {
         {
             record.result_parts = bytes_parts(result);
             let result = result.clone();
-            self.group
-                .put_bytes(item.job, BlobKind::Result, result, 0);
+            self.group.put_bytes(item.job, BlobKind::Result, result, 0);
         }
         self.retain(now, &record, JobState::Done, retention);
     }
@@ -174,7 +173,9 @@ impl Engine {
         facts: &Facts,
     ) -> Result<Vec<Closed>, Need> {
         let surplus = self.queues.find(number).map_or(0, |queue| {
-            queue.closed_count(state).saturating_sub(queue.closed_max(state))
+            queue
+                .closed_count(state)
+                .saturating_sub(queue.closed_max(state))
         });
         let mut rows = self.oldest_closed((number, state), OVERFULL_SLICE, facts)?;
         let surplus = usize::try_from(surplus).unwrap_or(OVERFULL_SLICE);

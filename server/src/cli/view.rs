@@ -1,9 +1,7 @@
 //! How jobs, times and counters are shown, as text and as JSON.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ganger_protocol::{
-    Bytes, Timestamp, job::JobView, progress::WaitReply, response::Counters,
-};
+use ganger_protocol::{Bytes, Timestamp, job::JobView, progress::WaitReply, response::Counters};
 use serde_json::Value;
 
 use super::{
@@ -310,7 +308,11 @@ pub(super) mod tests {
              priority   5\n\
              pushed at  2023-11-14T22:13:20Z\n\
              closed at  2023-11-14T22:14:20.5Z\n\
+             kept until 2023-11-14T22:15:20.5Z\n\
              reason     attempts\n\
+             progress   40 %\n\
+             note       row 4\n\
+             cursor     1 bytes\n\
              attempts   3\n\
              failures   2 of 2\n\
              losses     1\n\
@@ -339,6 +341,42 @@ pub(super) mod tests {
         assert_eq!(shown(None, b"text"), (Value::from("text"), Value::Null));
         assert_eq!(shown(None, b"\xff"), (Value::Null, Value::from("/w==")));
         assert_eq!(shown(None, b""), (Value::Null, Value::Null));
+    }
+
+    #[test]
+    fn a_result_is_json_or_text_or_base64() {
+        let shown = |result: &'static [u8]| {
+            let outcome = WaitReply {
+                state: JobState::Done,
+                percent: None,
+                note: None,
+                closed_at: Some(Timestamp(1_700_000_060_500)),
+                result: Some(Bytes::from_static(result)),
+                reason: None,
+                error: None,
+            };
+            let job = JobView {
+                result: outcome.result.clone(),
+                ..dead_job()
+            };
+            let of_job = job_json(&job).unwrap();
+            let value = outcome_json(&outcome).unwrap();
+            assert_eq!(value["result"], of_job["result"]);
+            let text = outcome_text(&outcome);
+            (
+                value["result"].clone(),
+                value["result_base64"].clone(),
+                text,
+            )
+        };
+        let head = "state     done\nclosed at 2023-11-14T22:14:20.5Z\n";
+        let json = (serde_json::json!({ "sum": 6 }), Value::Null);
+        let (value, base64, text) = shown(b"{\"sum\":6}");
+        assert_eq!((value, base64), json);
+        assert_eq!(text, format!("{head}result    {{\"sum\":6}}\n"));
+        assert_eq!(shown(b"six").0, Value::from("six"));
+        assert_eq!(shown(b"\xff").1, Value::from("/w=="));
+        assert!(shown(b"\xff").2.ends_with("result    1 bytes\n"));
     }
 
     #[test]

@@ -372,9 +372,7 @@ impl Worker {
     async fn settle(&self, job: &GrantedJob, outcome: Outcome) -> Result<(), CliError> {
         let (id, lease) = (job.id, job.lease);
         let results = match outcome {
-            Outcome::Ack => {
-                self.client.ack(vec![AckItem::of(id, lease)]).await?
-            }
+            Outcome::Ack => self.client.ack(vec![AckItem::of(id, lease)]).await?,
             Outcome::Release(delay_ms) => {
                 self.client
                     .release(vec![ReleaseItem {

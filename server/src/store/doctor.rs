@@ -775,7 +775,11 @@ impl Examiner<'_> {
                 ("leased", kept.leased, counted.leased),
                 ("dead", kept.dead, counted.dead),
                 ("kept done", kept.done_kept, counted.done_kept),
-                ("kept cancelled", kept.cancelled_kept, counted.cancelled_kept),
+                (
+                    "kept cancelled",
+                    kept.cancelled_kept,
+                    counted.cancelled_kept,
+                ),
                 ("kept expired", kept.expired_kept, counted.expired_kept),
             ] {
                 if kept != counted {

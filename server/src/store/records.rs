@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ganger_engine::records::{
-    Bits, Content, Entry, GroupNumber, HeadRecord, JobProgress, JobRecord, Lane, LeaseRecord, LeftRun,
-    OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
-    RunKey, SessionRecord, UniqueRecord,
+    Bits, Content, Entry, GroupNumber, HeadRecord, JobProgress, JobRecord, Lane, LeaseRecord,
+    LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
+    QueueRecord, Run, RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,

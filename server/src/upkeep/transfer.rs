@@ -13,8 +13,8 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use ganger_engine::records::{
     Content, CronNumber, HeadRecord, JobProgress, JobRecord, Place, QueueNumber, QueueRecord,
 };

@@ -84,7 +84,9 @@ pub(crate) struct Settings {
 }
 
 /// The future of one attempt.
-pub(crate) struct Attempt(pub(crate) Pin<Box<dyn Future<Output = Result<JobResult, Failure>> + Send>>);
+pub(crate) struct Attempt(
+    pub(crate) Pin<Box<dyn Future<Output = Result<JobResult, Failure>> + Send>>,
+);
 
 /// A handler of any type.
 #[derive(Clone)]

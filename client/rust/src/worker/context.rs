@@ -244,7 +244,9 @@ impl Context {
         let mut results = self.shared.client.progress(vec![item]).await?;
         match results.pop() {
             None => Err(Error::ReplyShape { op: "progress" }),
-            Some(result) => result.err.map_or(Ok(()), |error| Err(Error::Refused(error))),
+            Some(result) => result
+                .err
+                .map_or(Ok(()), |error| Err(Error::Refused(error))),
         }
     }
 
