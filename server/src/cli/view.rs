@@ -301,26 +301,26 @@ pub(super) mod tests {
     fn a_job_is_shown_with_everything_that_is_known() {
         assert_eq!(
             job_text(&dead_job()),
-            "id         AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
-             state      dead\n\
-             queue      mail\n\
-             kind       welcome\n\
-             priority   5\n\
-             pushed at  2023-11-14T22:13:20Z\n\
-             closed at  2023-11-14T22:14:20.5Z\n\
-             kept until 2023-11-14T22:15:20.5Z\n\
-             reason     attempts\n\
-             progress   40 %\n\
-             note       row 4\n\
-             cursor     1 bytes\n\
-             attempts   3\n\
-             failures   2 of 2\n\
-             losses     1\n\
-             tags       vip\n\
-             batch      10\n\
-             header     traceparent: 00-1\n\
-             error      2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
-             payload    {\"to\":1}\n"
+            "id          AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
+             state       dead\n\
+             queue       mail\n\
+             kind        welcome\n\
+             priority    5\n\
+             pushed at   2023-11-14T22:13:20Z\n\
+             closed at   2023-11-14T22:14:20.5Z\n\
+             kept until  2023-11-14T22:15:20.5Z\n\
+             reason      attempts\n\
+             progress    40 %\n\
+             note        row 4\n\
+             cursor      1 bytes\n\
+             attempts    3\n\
+             failures    2 of 2\n\
+             losses      1\n\
+             tags        vip\n\
+             batch       10\n\
+             header      traceparent: 00-1\n\
+             error       2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
+             payload     {\"to\":1}\n"
         );
     }
 
@@ -369,14 +369,14 @@ pub(super) mod tests {
                 text,
             )
         };
-        let head = "state     done\nclosed at 2023-11-14T22:14:20.5Z\n";
+        let head = "state      done\nclosed at  2023-11-14T22:14:20.5Z\n";
         let json = (serde_json::json!({ "sum": 6 }), Value::Null);
         let (value, base64, text) = shown(b"{\"sum\":6}");
         assert_eq!((value, base64), json);
-        assert_eq!(text, format!("{head}result    {{\"sum\":6}}\n"));
+        assert_eq!(text, format!("{head}result     {{\"sum\":6}}\n"));
         assert_eq!(shown(b"six").0, Value::from("six"));
         assert_eq!(shown(b"\xff").1, Value::from("/w=="));
-        assert!(shown(b"\xff").2.ends_with("result    1 bytes\n"));
+        assert!(shown(b"\xff").2.ends_with("result     1 bytes\n"));
     }
 
     #[test]
