@@ -195,7 +195,7 @@ impl Engine {
         let key = self.key_of_lease(record.job, content);
         let retains = content.and_then(|content| content.retain_ms);
         let of_queue = self.queues.find(queue);
-        let retains = retains.or(of_queue.and_then(|queue| queue.record.retain_ms));
+        let retains = retains.or_else(|| of_queue?.record.retain_ms);
         let ttl = self
             .sessions
             .find(record.session)

@@ -120,7 +120,7 @@ fn an_ack_has_the_last_word_and_the_push_the_one_before_the_queue() {
                 )
                 .unwrap();
             set(world, |set| {
-                set.retain_ms = queue.map_or(Setting::Default, |ms| Setting::To(DurationMs(ms)))
+                set.retain_ms = queue.map_or(Setting::Default, |ms| Setting::To(DurationMs(ms)));
             });
             let id = world.push(JobSpec {
                 retain_ms: push.map(DurationMs),
