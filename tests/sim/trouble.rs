@@ -123,6 +123,7 @@ impl World {
         self.clients.server_ended();
         self.crons.server_ended();
         self.batches.server_ended();
+        self.outcomes.server_ended();
         self.clock.advance(self.rng.u64(..3_000));
         let group = self.start()?;
         if let Some(group) = group

@@ -26,6 +26,7 @@ use crate::{
     clock::Clock,
     crons::Crons,
     history::{Checked, History},
+    outcomes::Outcomes,
     plan::Plan,
     trace::Trace,
 };
@@ -43,6 +44,7 @@ pub struct World {
     pub clients: Clients,
     pub crons: Crons,
     pub batches: Batches,
+    pub outcomes: Outcomes,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
     pub server: Option<Server>,
@@ -126,6 +128,7 @@ impl World {
             clients: Clients::new(&plan),
             crons: Crons::default(),
             batches: Batches::default(),
+            outcomes: Outcomes::default(),
             rng,
             plan,
             clock: Clock::new(),
@@ -169,6 +172,7 @@ impl World {
             plan.trouble_weight,
             plan.cron_weight,
             plan.batch_weight,
+            plan.outcome_weight,
         ];
         let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
         let mut nth = 0;
@@ -186,7 +190,8 @@ impl World {
             6 => self.step_clock(),
             7 => self.step_trouble()?,
             8 => self.step_cron()?,
-            _ => self.step_batch()?,
+            9 => self.step_batch()?,
+            _ => self.step_outcome()?,
         }
         self.check()
     }
@@ -560,6 +565,10 @@ impl World {
 
     fn notice(&mut self, to: ConnectionId, notice: Notice, context: Context) -> Checked {
         if self.crons.is_own(to) || self.batches.is_own(to) {
+            return Ok(());
+        }
+        if self.outcomes.is_own(to) {
+            self.outcomes.heard(&notice);
             return Ok(());
         }
         let mono = self.clock.now().mono.0;
