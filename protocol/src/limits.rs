@@ -119,6 +119,12 @@ pub const PRODUCER_UNANSWERED_MAX: u64 = 256;
 /// Rows in one page of a list.
 pub const PAGE_MAX: usize = 1000;
 
+/// Bytes of a text that a filter looks for.
+pub const FILTER_TEXT_BYTES_MAX: usize = 256;
+
+/// Rows of indexes that one page of a list of jobs is looked for in; its cursor goes on behind them.
+pub const LIST_ROWS_MAX: u64 = 20_000;
+
 /// The shortest distance of a cron entry's times. Shorter ones are a worker's loop.
 pub const CRON_EVERY_MIN: DurationMs = DurationMs::from_secs(1);
 

@@ -16,6 +16,7 @@ use crate::{
     ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
     limits::{self, Limits},
+    list::JobList,
     queue::{OneQueue, QueuePause, QueueSet},
     read,
     scan::{ScanError, scan},
@@ -93,6 +94,8 @@ operations! {
     Goodbye(Goodbye) = "goodbye",
     /// Shows one job.
     JobGet(JobGet) = "job_get",
+    /// Lists jobs.
+    JobList(Box<JobList>) = "job_list",
     /// Cancels jobs.
     JobCancel(JobCancel) = "job_cancel",
     /// Lists dead jobs.
@@ -416,7 +419,7 @@ pub struct DeadList {
     pub limit: u32,
 }
 
-fn page() -> u32 {
+pub(crate) fn page() -> u32 {
     100
 }
 
@@ -652,6 +655,7 @@ impl Operation {
                 check_count("leases", 1, limits.items_max, extend.leases.len())?;
                 check_items("leases", &extend.leases, ExtendItem::check)
             }
+            Self::JobList(list) => list.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
@@ -833,7 +837,12 @@ pub(crate) fn check_count(
     Ok(())
 }
 
-fn check_range(field: &str, min: usize, max: usize, actual: u32) -> Result<(), WireError> {
+pub(crate) fn check_range(
+    field: &str,
+    min: usize,
+    max: usize,
+    actual: u32,
+) -> Result<(), WireError> {
     let (min, max, actual) = (min as u64, max as u64, u64::from(actual));
     if (min..=max).contains(&actual) {
         return Ok(());

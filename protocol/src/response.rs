@@ -14,6 +14,7 @@ use crate::{
     ids::{JobId, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
     limits::Limits,
+    list::JobListReply,
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
@@ -415,6 +416,8 @@ replies! {
         | "cron_delete" | "cron_pause" | "cron_resume",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
+    /// To `job_list`.
+    JobList(JobListReply) = "job_list",
     /// To `job_cancel`.
     Cancel(CancelReply) = "job_cancel",
     /// To `dead_list`.

@@ -140,6 +140,7 @@ impl Verb {
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_) => Some(Self::Work),
             Operation::JobGet(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueueShow(_)
@@ -524,6 +525,9 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         Operation::QueueSet(set) => named(&set.queue).filter(missing),
         // A job may be in any queue.
         Operation::JobCancel(_) => Some(all()).filter(missing),
+        Operation::JobList(list) => {
+            Some(list.filter.queue.clone().unwrap_or_else(all)).filter(missing)
+        }
         Operation::DeadList(list) => named(&list.queue).filter(missing),
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select
             .queue
@@ -738,6 +742,7 @@ mod tests {
         BatchId, JobId, JobSpec, LeaseId, QueueName,
         batch::BatchOpen,
         cron::CronSet,
+        list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -795,6 +800,7 @@ mod tests {
             cursor: None,
             limit: 1,
         };
+        let jobs = JobList::of(JobFilter::of(name.parse().unwrap()));
         let select = DeadSelect {
             queue: Some(queue(name)),
             ..DeadSelect::default()
@@ -837,6 +843,7 @@ mod tests {
             (Operation::Heartbeat(Heartbeat {}), Verb::Work),
             (Operation::Goodbye(Goodbye {}), Verb::Work),
             (Operation::JobGet(JobGet { job: id }), Verb::Inspect),
+            (Operation::JobList(Box::new(jobs)), Verb::Inspect),
             (Operation::DeadList(list), Verb::Inspect),
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),

@@ -208,6 +208,16 @@ impl Facts {
         self.0.get(need)
     }
 
+    /// About how many bytes the contents of its jobs take.
+    pub fn content_bytes(&self) -> usize {
+        let contents = self.0.values().filter_map(|fact| match fact {
+            Fact::Job(Some(StoredJob::Record(record))) => record.content.as_ref(),
+            Fact::Job(Some(StoredJob::Packed { job, .. })) => job.content.as_ref(),
+            _ => None,
+        });
+        contents.map(|content| content.bound_bytes()).sum()
+    }
+
     /// Whether a need is answered.
     pub fn contains(&self, need: &Need) -> bool {
         self.0.contains_key(need)

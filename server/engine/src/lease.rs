@@ -126,6 +126,11 @@ impl Leases {
         due.take(max).map(|(.., job)| *job).collect()
     }
 
+    /// All of them by deadline.
+    pub(crate) fn deadlines(&self) -> &BTreeSet<(Mono, LeaseId, JobId)> {
+        &self.deadlines
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.by_job.len()
     }

@@ -12,6 +12,7 @@
 //! | `group` | the open group |
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
+//! | `list` | which jobs a list means, and on which index they are found |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
@@ -36,6 +37,7 @@ mod group;
 mod invariants;
 pub mod job;
 mod lease;
+pub mod list;
 mod look;
 #[cfg(test)]
 mod model;
@@ -371,6 +373,7 @@ impl Engine {
             Operation::BatchList(list) => Self::needs_of_batch_list(list),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
@@ -442,7 +445,10 @@ impl Engine {
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
             Operation::Stats(_) => self.stats(now, &origin),
-            Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
+            Operation::Hello(_)
+            | Operation::JobList(_)
+            | Operation::DeadList(_)
+            | Operation::Backup(_) => {
                 return Err(WireError::new(
                     ErrorCode::BadRequest,
                     "this operation does not belong to the engine",

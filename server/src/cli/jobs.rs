@@ -1,4 +1,4 @@
-//! `ganger jobs`: show one, cancel some.
+//! `ganger jobs`: list them, show one, cancel some.
 
 use clap::Subcommand;
 use ganger_protocol::{
@@ -8,6 +8,7 @@ use ganger_protocol::{
 use super::{
     connect::ConnectArgs,
     error::CliError,
+    filter,
     output::{self, Format},
     view,
 };
@@ -15,6 +16,8 @@ use crate::config::units::Span;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobsCommand {
+    /// List jobs by queue and state, and by what else is known of them
+    List(filter::JobsListArgs),
     /// Show one job
     Get(GetArgs),
     /// Cancel jobs: at once, or when their workers have had time to answer
@@ -47,6 +50,7 @@ pub(super) struct CancelArgs {
 
 pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
     match command {
+        JobsCommand::List(args) => args.run().await,
         JobsCommand::Get(args) => get(args).await,
         JobsCommand::Cancel(args) => cancel(args).await,
     }

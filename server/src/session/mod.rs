@@ -446,6 +446,12 @@ impl Session {
                 self.presence.outbox.expect_reply();
                 shard.list_dead(&origin, &list);
             }
+            Operation::JobList(list) => {
+                let shard = Arc::clone(&opened.shard);
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                shard.list_jobs(&self.shared.tasks, origin, *list);
+            }
             operation => {
                 if matches!(operation, Operation::Goodbye(_)) {
                     opened.session = None;

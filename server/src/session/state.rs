@@ -70,6 +70,7 @@ impl State {
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
             | Operation::JobCancel(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -129,6 +130,7 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
         | Operation::JobCancel(_)
+        | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
         | Operation::DeadPurge(_)
@@ -166,6 +168,7 @@ mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId,
         cron::CronSet,
+        list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -218,6 +221,7 @@ mod tests {
                 job: JobId::from_bytes([0; 24]),
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
+            Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
