@@ -10,6 +10,7 @@
 //! means is decided in `ganger-engine`; how it travels, in the server's `session`.
 
 pub mod batch;
+pub mod change;
 #[cfg(feature = "codec")]
 pub mod codec;
 pub mod cron;

@@ -95,8 +95,16 @@ impl JobFilter {
             let max = usize::from(limits::PRIORITY_MAX);
             check_range("priority", 0, max, u32::from(priority))?;
         }
-        check_text("error_kind", self.error_kind.as_deref(), limits::ERROR_KIND_BYTES_MAX)?;
-        check_text("error_text", self.error_text.as_deref(), limits::FILTER_TEXT_BYTES_MAX)?;
+        check_text(
+            "error_kind",
+            self.error_kind.as_deref(),
+            limits::ERROR_KIND_BYTES_MAX,
+        )?;
+        check_text(
+            "error_text",
+            self.error_text.as_deref(),
+            limits::FILTER_TEXT_BYTES_MAX,
+        )?;
         for (field, at) in [("since", self.since), ("before", self.before)] {
             if let Some(at) = at.filter(|at| at.0 > INTEGER_MAX) {
                 return Err(WireError::out_of_range(field, 0, INTEGER_MAX, at.0));
@@ -160,8 +168,8 @@ impl JobList {
 /// Answers `job_list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobListReply {
-    /// The jobs, without payload, and without errors unless the filter asked for them. Fewer than
-    /// `limit` when the scan has used up its budget or is through.
+    /// The jobs, without payload; with their last error, its backtrace left out, when the filter asks
+    /// for errors. Fewer than `limit` when the scan has used up its budget or is through.
     pub jobs: Vec<JobView>,
     /// Rows of indexes that were looked at for this page.
     pub scanned: u64,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     batch::BatchOpen,
+    change::{JobChange, JobDelete},
     cron::CronSet,
     error::{ErrorCode, WireError},
     frame,
@@ -98,6 +99,10 @@ operations! {
     JobList(Box<JobList>) = "job_list",
     /// Cancels jobs.
     JobCancel(JobCancel) = "job_cancel",
+    /// Changes time, queue or priority of jobs that wait.
+    JobChange(JobChange) = "job_change",
+    /// Removes jobs that are over for good.
+    JobDelete(JobDelete) = "job_delete",
     /// Lists dead jobs.
     DeadList(DeadList) = "dead_list",
     /// Makes dead jobs ready again.
@@ -657,6 +662,8 @@ impl Operation {
             }
             Self::JobList(list) => list.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
+            Self::JobChange(change) => change.check(limits),
+            Self::JobDelete(delete) => check_count("jobs", 1, limits.items_max, delete.jobs.len()),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
             Self::QueuePause(pause) => pause.check(limits),
@@ -861,7 +868,7 @@ fn check_items<T>(
     })
 }
 
-fn check_delay(field: &str, delay: Option<DurationMs>) -> Result<(), WireError> {
+pub(crate) fn check_delay(field: &str, delay: Option<DurationMs>) -> Result<(), WireError> {
     match delay {
         Some(delay) if delay > limits::DELAY_MAX => {
             let max = limits::DELAY_MAX.0;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     batch::BatchView,
+    change::ChangeReply,
     cron::CronView,
     error::WireError,
     frame,
@@ -284,6 +285,10 @@ pub struct Counters {
     pub lost: u64,
     /// Leases given back so far.
     pub released: u64,
+    /// Jobs that came from other queues so far.
+    pub moved_in: u64,
+    /// Jobs that went to other queues so far.
+    pub moved_out: u64,
 }
 
 impl Counters {
@@ -308,6 +313,8 @@ impl Counters {
         self.failed += other.failed;
         self.lost += other.lost;
         self.released += other.released;
+        self.moved_in += other.moved_in;
+        self.moved_out += other.moved_out;
     }
 }
 
@@ -420,6 +427,8 @@ replies! {
     JobList(JobListReply) = "job_list",
     /// To `job_cancel`.
     Cancel(CancelReply) = "job_cancel",
+    /// To `job_change` and `job_delete`.
+    Change(ChangeReply) = "job_change" | "job_delete",
     /// To `dead_list`.
     Jobs(JobsReply) = "dead_list",
     /// To `dead_revive` and `dead_purge`.

@@ -16,8 +16,9 @@ use ganger_protocol::{
     cron::{CronSet, Misfire, Overlap},
     frame, fuzzing,
     ids::Tag,
-    job::{OnConflict, Unique, UniqueOf, UniqueUntil},
+    job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
+    list::{JobFilter, JobList},
     queue::{OneQueue, QueuePause, QueueSet, Setting},
     request::*,
     retry::Curve,
@@ -262,6 +263,48 @@ fn select() -> impl Strategy<Value = DeadSelect> {
         })
 }
 
+fn filter() -> impl Strategy<Value = JobFilter> {
+    (
+        (
+            option::of(pattern()),
+            vec(proptest::sample::select(&JobState::ALL), 0..4),
+        ),
+        (option::of(name()), option::of(name()), option::of(name())),
+        (
+            option::of(any::<u64>().prop_map(BatchId)),
+            option::of(any::<u8>()),
+        ),
+        (option::of(".{0,10}"), option::of(".{0,10}")),
+        (option::of(at()), option::of(at())),
+    )
+        .prop_map(
+            |((queue, states), (kind, tag, key), (batch, priority), errors, times)| JobFilter {
+                queue,
+                states,
+                kind,
+                tag,
+                key,
+                batch,
+                priority,
+                error_kind: errors.0,
+                error_text: errors.1,
+                since: times.0,
+                before: times.1,
+            },
+        )
+}
+
+fn job_list() -> impl Strategy<Value = JobList> {
+    (filter(), any::<bool>(), option::of(".{0,40}"), any::<u32>()).prop_map(
+        |(filter, newest_first, cursor, limit)| JobList {
+            filter,
+            newest_first,
+            cursor,
+            limit,
+        },
+    )
+}
+
 fn batch_open() -> impl Strategy<Value = BatchOpen> {
     let callback = || option::of(job().prop_map(Box::new));
     let parent = (any::<u64>(), job_id(), lease());
@@ -358,6 +401,7 @@ fn operation() -> impl Strategy<Value = Operation> {
                 limit
             })
         ),
+        job_list().prop_map(|list| Operation::JobList(Box::new(list))),
         select().prop_map(Operation::DeadRevive),
         select().prop_map(Operation::DeadPurge),
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),

@@ -150,6 +150,8 @@ impl Verb {
             | Operation::BatchList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
@@ -524,7 +526,9 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::QueueDelete(one) => named(&one.queue).filter(missing),
         Operation::QueueSet(set) => named(&set.queue).filter(missing),
         // A job may be in any queue.
-        Operation::JobCancel(_) => Some(all()).filter(missing),
+        Operation::JobCancel(_) | Operation::JobChange(_) | Operation::JobDelete(_) => {
+            Some(all()).filter(missing)
+        }
         Operation::JobList(list) => {
             Some(list.filter.queue.clone().unwrap_or_else(all)).filter(missing)
         }
@@ -741,6 +745,7 @@ mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId, QueueName,
         batch::BatchOpen,
+        change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
         list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
@@ -848,6 +853,17 @@ mod tests {
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),
             (Operation::JobCancel(JobCancel::new(vec![id])), Verb::Admin),
+            (
+                Operation::JobChange(JobChange {
+                    jobs: vec![id],
+                    to: ChangeTo::queue(queue(name)),
+                }),
+                Verb::Admin,
+            ),
+            (
+                Operation::JobDelete(JobDelete { jobs: vec![id] }),
+                Verb::Admin,
+            ),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(pause), Verb::Admin),

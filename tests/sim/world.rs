@@ -421,6 +421,10 @@ impl World {
             .map_or(0, |server| server.core.engine().leases())
     }
 
+    pub fn core_mut(&mut self) -> Option<&mut Core> {
+        self.server.as_mut().map(|server| &mut server.core)
+    }
+
     pub fn store(&self) -> Option<(Arc<Store>, &Core)> {
         let server = self.server.as_ref()?;
         Some((Arc::clone(&server.store), &server.core))

@@ -15,6 +15,7 @@ mod durability;
 mod expiry;
 mod lifecycle;
 mod limits;
+mod listing;
 mod outcomes;
 mod pause;
 mod producers;

@@ -76,17 +76,16 @@ impl Engine {
         facts: &Facts,
         outcome: &mut Outcome,
     ) -> ReplyBody {
+        let queues = release.leases.iter();
+        let queues = queues.filter_map(|item| Some(self.leases.find(&item.job)?.queue));
+        let queues: Vec<QueueNumber> = queues.collect();
         // The last one is put at the head first, so that the first one ends up before it.
         let items = release.leases.iter().rev();
         let mut results: Vec<LeaseResult> = items
             .map(|item| self.release_one(now, origin, item, facts))
             .collect();
         results.reverse();
-        let queues = release
-            .leases
-            .iter()
-            .map(|item| QueueNumber(item.job.birth().queue));
-        self.offer_all(now, queues, outcome);
+        self.offer_all(now, queues.into_iter(), outcome);
         ReplyBody::Lease(LeaseReply { results })
     }
 

@@ -92,6 +92,8 @@ pub enum Stage {
     Runs(Option<RunKey>),
     /// Records of jobs that were born in the queue.
     Jobs(Option<JobId>),
+    /// Records of all jobs: some that were born elsewhere may have been moved into the queue.
+    Guests(Option<JobId>),
     /// Rows of closed jobs of the queue.
     Closed(Option<Closed>),
 }
@@ -103,6 +105,8 @@ pub enum Remain {
     Run(RunKey, Vec<HeadRow>),
     /// The record of a job that was born there; it may live elsewhere.
     Job(Box<JobRecord>),
+    /// The record of any job, when it is in the queue and was born elsewhere.
+    Guest(JobId, Option<Box<JobRecord>>),
     /// A row of a closed job; no record when that is gone.
     Closed(Closed, Option<Box<JobRecord>>),
 }
@@ -113,6 +117,7 @@ impl Remain {
         match self {
             Self::Run(run, _) => Stage::Runs(Some(*run)),
             Self::Job(record) => Stage::Jobs(Some(record.id)),
+            Self::Guest(job, _) => Stage::Guests(Some(*job)),
             Self::Closed(row, _) => Stage::Closed(Some(*row)),
         }
     }

@@ -14,6 +14,7 @@
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `list` | which jobs a list means, and on which index they are found |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `reschedule` | jobs that wait go to another time, queue or priority; those that are over are deleted |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `cron` | entries that push jobs over and over |
@@ -47,6 +48,7 @@ mod push;
 pub mod queue;
 pub mod records;
 mod recover;
+mod reschedule;
 mod schedule;
 mod session;
 pub mod settings;
@@ -364,6 +366,16 @@ impl Engine {
                 jobs.flat_map(|job| self.needs_to_cancel(*job, facts))
                     .collect()
             }
+            Operation::JobChange(change) => {
+                let jobs = change.jobs.iter();
+                jobs.flat_map(|job| self.needs_to_withdraw(*job, facts))
+                    .collect()
+            }
+            Operation::JobDelete(delete) => {
+                let jobs = delete.jobs.iter();
+                jobs.filter_map(|job| self.need_of_removal(*job, facts))
+                    .collect()
+            }
             Operation::DeadRevive(select) => self.needs_of_dead(origin, select, true, facts),
             Operation::DeadPurge(select) => self.needs_of_dead(origin, select, false, facts),
             Operation::BatchOpen(open) => self.needs_to_join(open.parent.into_iter(), open.by),
@@ -423,6 +435,8 @@ impl Engine {
             Operation::Goodbye(_) => self.goodbye(now, &origin, facts, outcome)?,
             Operation::JobGet(get) => self.job_view(&origin, get.job, facts)?,
             Operation::JobCancel(cancel) => self.job_cancel(now, &origin, &cancel, facts, outcome),
+            Operation::JobChange(change) => self.job_change(now, &origin, &change, facts, outcome),
+            Operation::JobDelete(delete) => self.job_delete(now, &origin, &delete, facts),
             Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
             Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,
             Operation::QueueList(list) => self.queue_list(&origin, &list),

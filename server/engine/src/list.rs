@@ -114,7 +114,11 @@ impl Engine {
         };
         let deadlines = self.leases.deadlines();
         let rows: Vec<Spot> = match newest_first {
-            false => deadlines.range((bound, Bound::Unbounded)).take(max).map(spot).collect(),
+            false => deadlines
+                .range((bound, Bound::Unbounded))
+                .take(max)
+                .map(spot)
+                .collect(),
             true => {
                 let rows = deadlines.range((Bound::Unbounded, bound)).rev();
                 rows.take(max).map(spot).collect()
@@ -155,11 +159,19 @@ impl Engine {
     ) -> Option<JobView> {
         let record = self.met(seen, walk, spot, facts)?;
         let (_, filter) = seen;
-        let view = self.shown(&record, facts)?;
+        let mut view = self.shown(&record, facts)?;
         if filter.asks_for_errors() {
-            let last = view.errors.last()?;
-            let is_meant = filter.error_kind.as_ref().is_none_or(|kind| *kind == last.kind)
-                && filter.error_text.as_ref().is_none_or(|text| last.message.contains(&**text));
+            let mut last = view.errors.pop()?;
+            let is_meant = filter
+                .error_kind
+                .as_ref()
+                .is_none_or(|kind| *kind == last.kind)
+                && filter
+                    .error_text
+                    .as_ref()
+                    .is_none_or(|text| last.message.contains(&**text));
+            last.backtrace.clear();
+            view.errors = vec![last];
             return is_meant.then_some(view);
         }
         Some(view)
@@ -188,7 +200,10 @@ impl Engine {
             };
         let is_meant = stands
             && queue.namespace == *namespace
-            && filter.queue.as_ref().is_none_or(|pattern| pattern.matches(&queue.name))
+            && filter
+                .queue
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches(&queue.name))
             && is_meant(filter, &record, time_of(&record, state));
         is_meant.then_some(record)
     }

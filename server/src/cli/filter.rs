@@ -266,7 +266,18 @@ mod tests {
     #[tokio::test]
     async fn pages_are_read_until_there_are_as_many_as_are_wanted() {
         let (peer, asked) = peer(10).await;
-        let list = line(&peer, &["--state", "dead,ready", "-q", "mail*", "--limit", "7", "--json"]);
+        let list = line(
+            &peer,
+            &[
+                "--state",
+                "dead,ready",
+                "-q",
+                "mail*",
+                "--limit",
+                "7",
+                "--json",
+            ],
+        );
         list.run().await.unwrap();
         let (data, _) = sink::take();
         let listing: serde_json::Value = serde_json::from_str(&data).unwrap();
@@ -284,7 +295,10 @@ mod tests {
     #[tokio::test]
     async fn jsonl_is_one_job_a_line_and_the_cursor_is_told_apart() {
         let (peer, _) = peer(5).await;
-        line(&peer, &["--jsonl", "--limit", "4"]).run().await.unwrap();
+        line(&peer, &["--jsonl", "--limit", "4"])
+            .run()
+            .await
+            .unwrap();
         let (data, notes) = sink::take();
         assert_eq!(data.lines().count(), 4);
         assert!(data.lines().all(|line| line.starts_with("{\"")));
@@ -302,6 +316,9 @@ mod tests {
     #[test]
     fn a_state_that_is_none_is_refused_with_those_that_are() {
         let error = Line::try_parse_from(["list", "--state", "failed"]).unwrap_err();
-        assert!(error.to_string().contains("scheduled, blocked, ready"), "{error}");
+        assert!(
+            error.to_string().contains("scheduled, blocked, ready"),
+            "{error}"
+        );
     }
 }

@@ -86,7 +86,9 @@ mod tests {
              granted               0\n\
              failed                0\n\
              lost                  0\n\
-             released              0\n"
+             released              0\n\
+             moved in              0\n\
+             moved out             0\n"
         );
     }
 }

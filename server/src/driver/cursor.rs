@@ -71,7 +71,9 @@ impl List {
     pub(super) fn read(&self, text: &str) -> Result<(Walk, Option<Position>), WireError> {
         let other = "the cursor is not one that this list has given";
         let refused = || WireError::bad_request("cursor", other);
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_not_ours| refused())?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_not_ours| refused())?;
         let (digest, rest) = bytes.split_first_chunk().ok_or_else(refused)?;
         if *digest != self.digest {
             return Err(refused());
@@ -102,11 +104,15 @@ impl List {
             }
             (state, queue) => {
                 let key = Key::from_slice(rest).ok_or_else(refused)?;
-                let position = spots::spot_of(&key).map_err(|_not_ours| refused())?.position;
+                let position = spots::spot_of(&key)
+                    .map_err(|_not_ours| refused())?
+                    .position;
                 let is_of_walk = match (position, queue) {
                     (Position::Timer(_), None) => state == JobState::Scheduled,
                     (Position::Job(_), None) => state == JobState::Blocked,
-                    (Position::Closed(row), Some(queue)) => (row.queue, row.state) == (queue, state),
+                    (Position::Closed(row), Some(queue)) => {
+                        (row.queue, row.state) == (queue, state)
+                    }
                     _ => false,
                 };
                 is_of_walk.then_some(position).ok_or_else(refused)?

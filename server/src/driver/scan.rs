@@ -7,6 +7,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::{Core, Shard, cursor::List};
+use crate::{
+    clock::Stopwatch,
+    store::{Store, StoreError},
+    tasks::{OnPanic, Tasks},
+};
 use ganger_engine::{
     command::{Now, Origin},
     facts::{Facts, Need},
@@ -18,12 +24,6 @@ use ganger_protocol::{
     limits::LIST_ROWS_MAX,
     list::{JobFilter, JobList, JobListReply},
     response::ReplyBody,
-};
-use super::{Core, Shard, cursor::List};
-use crate::{
-    clock::Stopwatch,
-    store::{Store, StoreError},
-    tasks::{OnPanic, Tasks},
 };
 
 /// Rows of an index that one slice reads, about.
@@ -95,12 +95,19 @@ impl Scan {
     ///
     /// # Errors
     /// When the store takes no more groups. That is final.
-    pub fn begin(&mut self, core: &mut Core, now: Now, rows_max: usize) -> Result<Next, StoreError> {
+    pub fn begin(
+        &mut self,
+        core: &mut Core,
+        now: Now,
+        rows_max: usize,
+    ) -> Result<Next, StoreError> {
         core.seal(now)?;
         if self.is_walked {
             self.after = None;
             self.is_walked = false;
-            let next = core.engine().next_walk(&self.namespace, &self.filter, self.walk);
+            let next = core
+                .engine()
+                .next_walk(&self.namespace, &self.filter, self.walk);
             let Some(walk) = next else {
                 self.is_complete = true;
                 return Ok(Next::Nothing);
@@ -188,7 +195,12 @@ impl Scan {
 
     /// Which list its cursors belong to.
     fn list(&self, store: &Store) -> List {
-        List::of(&self.namespace, &self.filter, self.newest_first, store.epoch())
+        List::of(
+            &self.namespace,
+            &self.filter,
+            self.newest_first,
+            store.epoch(),
+        )
     }
 
     /// A scan from where another one of the same list has ended.
@@ -278,6 +290,8 @@ fn about_bytes(job: &JobView) -> usize {
     let headers = job.headers.iter();
     let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
     let errors = job.errors.iter();
-    let errors: usize = errors.map(|error| error.message.len() + error.backtrace.len()).sum();
+    let errors: usize = errors
+        .map(|error| error.message.len() + error.backtrace.len())
+        .sum();
     512 + headers + errors
 }

@@ -70,6 +70,8 @@ impl State {
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
             | Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
             | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
@@ -130,6 +132,8 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
         | Operation::JobCancel(_)
+        | Operation::JobChange(_)
+        | Operation::JobDelete(_)
         | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
@@ -167,6 +171,7 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId,
+        change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
         list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
@@ -222,6 +227,11 @@ mod tests {
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
             Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
+            Operation::JobChange(JobChange {
+                jobs: vec![],
+                to: ChangeTo::now(),
+            }),
+            Operation::JobDelete(JobDelete { jobs: vec![] }),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),

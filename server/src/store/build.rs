@@ -416,6 +416,7 @@ impl Builder {
 /// Every job that was pushed came to something: what is missing was deleted.
 fn balance(counters: &mut Counters) {
     let known = counters.done + counters.cancelled + counters.expired + counters.kept();
-    counters.pushed = counters.pushed.max(known);
-    counters.deleted = counters.pushed - known;
+    let known = known + counters.moved_out;
+    counters.pushed = counters.pushed.max(known.saturating_sub(counters.moved_in));
+    counters.deleted = counters.pushed + counters.moved_in - known;
 }

@@ -84,9 +84,12 @@ impl Store {
                 true => span.to = span.to.min(key.after()),
             }
         }
-        let is_behind = |place: &Place| match newest_first {
-            false => after.is_none_or(|after| *place > after),
-            true => after.is_none_or(|after| place.run != after.run || *place < after),
+        let is_behind = |place: &Place| {
+            after.is_none_or(|after| match newest_first {
+                _ if place.run != after.run => true,
+                false => place.index > after.index,
+                true => place.index < after.index,
+            })
         };
         let mut spots = Spots::default();
         while spots.rows.len() < max {

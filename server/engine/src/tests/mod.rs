@@ -10,6 +10,7 @@ mod leases;
 mod order;
 mod producers;
 mod purge;
+mod reschedule;
 mod retries;
 mod sessions;
 mod settings;

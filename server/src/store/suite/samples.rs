@@ -408,7 +408,7 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
             any::<bool>(),
             prop::option::of(any::<u64>().prop_map(Timestamp)),
         ),
-        any::<[u64; 14]>(),
+        any::<[u64; 16]>(),
     )
         .prop_map(
             |(number, namespace, name, paused, timeout_ms, backoff, dead, c)| QueueRecord {
@@ -438,6 +438,8 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                     failed: c[11],
                     lost: c[12],
                     released: c[13],
+                    moved_in: c[14],
+                    moved_out: c[15],
                 },
             },
         )
