@@ -11,6 +11,7 @@ use ganger_protocol::{
     BatchId, DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp,
     WireError,
     batch::{BatchOpen, EVENT_HEADER},
+    change::{ChangeTo, JobChange, JobDelete},
     cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
     frame,
     job::{JobState, Unique, UniqueOf, UniqueUntil},
@@ -922,4 +923,51 @@ fn lists_of_jobs_and_their_filters() {
     list(Ok(()), states(&JobState::ALL));
     let twice = states(&[JobState::Ready, JobState::Dead, JobState::Ready]);
     list(Err((BAD, "filter.states[2]")), twice);
+}
+
+#[test]
+fn changes_and_deletions_of_jobs() {
+    check_length("jobs", 1..=1000, |expected, n| {
+        let jobs = vec![JOB; n];
+        let to = ChangeTo::now();
+        check(
+            expected,
+            &Operation::JobChange(JobChange {
+                jobs: jobs.clone(),
+                to,
+            }),
+        );
+        check(expected, &Operation::JobDelete(JobDelete { jobs }));
+    });
+    let change = |expected, to: ChangeTo| {
+        let jobs = vec![JOB];
+        check(expected, &Operation::JobChange(JobChange { jobs, to }));
+    };
+    change(Err((BAD, "to")), ChangeTo::default());
+    check_range("to.delay_ms", 0..=TEN_YEARS_MS, |expected, ms| {
+        change(expected, ChangeTo::after(DurationMs(ms)));
+    });
+    check_range("to.run_at", 0..=INTEGER_MAX, |expected, at| {
+        change(
+            expected,
+            ChangeTo {
+                run_at: Some(Timestamp(at)),
+                ..ChangeTo::default()
+            },
+        );
+    });
+    check_range("to.priority", 0..=9, |expected, n| {
+        change(
+            expected,
+            ChangeTo {
+                priority: Some(u8::try_from(n).unwrap()),
+                ..ChangeTo::default()
+            },
+        );
+    });
+    let both = ChangeTo {
+        run_at: Some(Timestamp(1)),
+        ..ChangeTo::now()
+    };
+    change(Err((BAD, "to.delay_ms")), both);
 }

@@ -13,6 +13,7 @@ use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy,
     SessionId, Timestamp,
     batch::BatchOpen,
+    change::{ChangeTo, JobChange, JobDelete},
     cron::{CronSet, Misfire, Overlap},
     frame, fuzzing,
     ids::Tag,
@@ -305,6 +306,21 @@ fn job_list() -> impl Strategy<Value = JobList> {
     )
 }
 
+fn change_to() -> impl Strategy<Value = ChangeTo> {
+    (
+        option::of(ms()),
+        option::of(at()),
+        option::of(name()),
+        option::of(any::<u8>()),
+    )
+        .prop_map(|(delay_ms, run_at, queue, priority)| ChangeTo {
+            delay_ms,
+            run_at,
+            queue,
+            priority,
+        })
+}
+
 fn batch_open() -> impl Strategy<Value = BatchOpen> {
     let callback = || option::of(job().prop_map(Box::new));
     let parent = (any::<u64>(), job_id(), lease());
@@ -402,6 +418,9 @@ fn operation() -> impl Strategy<Value = Operation> {
             })
         ),
         job_list().prop_map(|list| Operation::JobList(Box::new(list))),
+        (vec(job_id(), 0..4), change_to())
+            .prop_map(|(jobs, to)| Operation::JobChange(JobChange { jobs, to })),
+        vec(job_id(), 0..4).prop_map(|jobs| Operation::JobDelete(JobDelete { jobs })),
         select().prop_map(Operation::DeadRevive),
         select().prop_map(Operation::DeadPurge),
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),

@@ -7,6 +7,7 @@ mod auth;
 mod bad_input;
 mod batches;
 mod cancel;
+mod changing;
 mod connections;
 mod cron;
 mod demo;

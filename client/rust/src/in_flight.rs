@@ -708,6 +708,8 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::QueuePurge(_)
         | Operation::QueueDelete(_)
         | Operation::CronDelete(_) => false,
+        // A delay would be counted from the second time.
+        Operation::JobChange(change) => change.to.delay_ms.is_none_or(|delay| delay.0 == 0),
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
         Operation::Hello(_)
@@ -720,7 +722,6 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
         | Operation::JobCancel(_)
-        | Operation::JobChange(_)
         | Operation::JobDelete(_)
         | Operation::JobList(_)
         | Operation::DeadList(_)

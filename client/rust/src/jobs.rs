@@ -1,7 +1,8 @@
-//! Many jobs: lists of them by queue, state and what else is known of them. What concerns one job is
-//! with the other requests of [`Client`].
+//! Jobs that are there: lists of them by queue, state and what else is known of them, and what is done
+//! to those that wait or are over. The rest is with the other requests of [`Client`].
 
 use ganger_protocol::{
+    change::{ChangeReply, JobChange, JobDelete},
     list::{JobList, JobListReply},
     request::Operation,
 };
@@ -35,5 +36,42 @@ impl Client {
     /// ```
     pub async fn jobs(&self, list: JobList) -> Result<JobListReply, Error> {
         self.read(Operation::JobList(Box::new(list))).await
+    }
+
+    /// Changes jobs that wait, each by itself: ready now or at another time, in another queue, with
+    /// another priority. They keep their ids and whatever happened to them.
+    ///
+    /// # Errors
+    /// When the server refuses the request; what became of each job is in the reply.
+    /// [`Error::OutcomeUnknown`] when the answer was lost: a delay would begin anew.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::JobId) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::protocol::change::{ChangeTo, JobChange};
+    ///
+    /// let start = JobChange { jobs: vec![id], to: ChangeTo::now() };
+    /// println!("{:?}", client.change(start).await?.results[0].state);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn change(&self, change: JobChange) -> Result<ChangeReply, Error> {
+        self.read(Operation::JobChange(change)).await
+    }
+
+    /// Removes jobs that are over for good, each by itself. It can be repeated safely.
+    ///
+    /// # Errors
+    /// When the server refuses the request; what became of each job is in the reply.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::JobId) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::protocol::change::JobDelete;
+    ///
+    /// client.delete(JobDelete { jobs: vec![id] }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn delete(&self, delete: JobDelete) -> Result<ChangeReply, Error> {
+        self.read(Operation::JobDelete(delete)).await
     }
 }

@@ -310,7 +310,7 @@ mod tests {
         let refusal = WireError::bad_request("cursor", "the cursor is not one of this list");
         let peer = Peer::start(move |_| Err(refusal.clone())).await;
         let error = line(&peer, &["--cursor", "x"]).run().await.unwrap_err();
-        assert_eq!(error.exit, Exit::Usage);
+        assert_eq!(error.exit, Exit::Failed);
     }
 
     #[test]

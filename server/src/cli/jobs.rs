@@ -1,4 +1,4 @@
-//! `ganger jobs`: list them, show one, cancel some.
+//! `ganger jobs`: list them, show one, cancel and change some.
 
 use clap::Subcommand;
 use ganger_protocol::{
@@ -6,6 +6,7 @@ use ganger_protocol::{
 };
 
 use super::{
+    change,
     connect::ConnectArgs,
     error::CliError,
     filter,
@@ -22,6 +23,14 @@ pub(super) enum JobsCommand {
     Get(GetArgs),
     /// Cancel jobs: at once, or when their workers have had time to answer
     Cancel(CancelArgs),
+    /// Make jobs that wait ready now
+    Start(change::IdsArgs),
+    /// Make jobs that wait ready at another time
+    Delay(change::DelayArgs),
+    /// Move jobs that wait to another queue or priority
+    Move(change::MoveArgs),
+    /// Remove jobs that are over for good
+    Delete(change::IdsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +62,10 @@ pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
         JobsCommand::List(args) => args.run().await,
         JobsCommand::Get(args) => get(args).await,
         JobsCommand::Cancel(args) => cancel(args).await,
+        JobsCommand::Start(args) => args.start().await,
+        JobsCommand::Delay(args) => args.run().await,
+        JobsCommand::Move(args) => args.run().await,
+        JobsCommand::Delete(args) => args.delete().await,
     }
 }
 

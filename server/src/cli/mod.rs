@@ -7,6 +7,7 @@
 mod backup;
 mod batches;
 mod bench;
+mod change;
 mod compact;
 mod completions;
 mod config;
