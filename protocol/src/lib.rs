@@ -28,6 +28,7 @@ pub mod request;
 pub mod response;
 pub mod retry;
 pub mod scan;
+pub mod task;
 pub mod time;
 mod write;
 

@@ -21,6 +21,7 @@ use crate::{
     queue::{OneQueue, QueuePause, QueueSet},
     read,
     scan::{ScanError, scan},
+    task::{OneTask, TaskList, TaskStart},
     time::{DurationMs, INTEGER_MAX, Timestamp},
     write,
 };
@@ -147,6 +148,14 @@ operations! {
     BatchShow(BatchName) = "batch_show",
     /// Lists batches.
     BatchList(BatchList) = "batch_list",
+    /// Starts a task: does something to all jobs of a filter.
+    TaskStart(Box<TaskStart>) = "task_start",
+    /// Shows a task.
+    TaskGet(OneTask) = "task_get",
+    /// Lists tasks.
+    TaskList(TaskList) = "task_list",
+    /// Asks a task to end.
+    TaskCancel(OneTask) = "task_cancel",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -662,6 +671,7 @@ impl Operation {
             }
             Self::JobList(list) => list.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
+            Self::TaskStart(start) => start.check(),
             Self::JobChange(change) => change.check(limits),
             Self::JobDelete(delete) => check_count("jobs", 1, limits.items_max, delete.jobs.len()),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
@@ -690,6 +700,9 @@ impl Operation {
             | Self::QueueCreate(OneQueue { .. })
             | Self::QueuePurge(OneQueue { .. })
             | Self::QueueDelete(OneQueue { .. })
+            | Self::TaskGet(OneTask { .. })
+            | Self::TaskList(TaskList {})
+            | Self::TaskCancel(OneTask { .. })
             | Self::Stats(Stats {})
             | Self::Backup(Backup { .. }) => Ok(()),
         }

@@ -20,6 +20,7 @@ use crate::{
     read,
     request::{EncodeError, LeaseRef},
     scan::scan,
+    task::{TaskView, TasksReply},
     time::{DurationMs, Timestamp},
     write,
 };
@@ -449,6 +450,10 @@ replies! {
     Batch(Box<BatchView>) = "batch_open" | "batch_commit" | "batch_show",
     /// To `batch_list`.
     Batches(BatchesReply) = "batch_list",
+    /// To `task_start`, `task_get` and `task_cancel`.
+    Task(Box<TaskView>) = "task_start" | "task_get" | "task_cancel",
+    /// To `task_list`.
+    Tasks(TasksReply) = "task_list",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.

@@ -16,13 +16,14 @@ use ganger_protocol::{
     change::{ChangeTo, JobChange, JobDelete},
     cron::{CronSet, Misfire, Overlap},
     frame, fuzzing,
-    ids::Tag,
+    ids::{Tag, TaskId},
     job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
     list::{JobFilter, JobList},
     queue::{OneQueue, QueuePause, QueueSet, Setting},
     request::*,
     retry::Curve,
+    task::{OneTask, TaskAction, TaskList, TaskStart},
     time::INTEGER_MAX,
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -321,6 +322,23 @@ fn change_to() -> impl Strategy<Value = ChangeTo> {
         })
 }
 
+fn task_start() -> impl Strategy<Value = TaskStart> {
+    (
+        filter(),
+        proptest::sample::select(&TaskAction::ALL),
+        option::of(change_to()),
+        option::of(ms()),
+        any::<bool>(),
+    )
+        .prop_map(|(filter, action, to, grace_ms, dry_run)| TaskStart {
+            filter,
+            action,
+            to,
+            grace_ms,
+            dry_run,
+        })
+}
+
 fn batch_open() -> impl Strategy<Value = BatchOpen> {
     let callback = || option::of(job().prop_map(Box::new));
     let parent = (any::<u64>(), job_id(), lease());
@@ -421,6 +439,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         (vec(job_id(), 0..4), change_to())
             .prop_map(|(jobs, to)| Operation::JobChange(JobChange { jobs, to })),
         vec(job_id(), 0..4).prop_map(|jobs| Operation::JobDelete(JobDelete { jobs })),
+        task_start().prop_map(|start| Operation::TaskStart(Box::new(start))),
+        (0..=INTEGER_MAX).prop_map(|task| Operation::TaskGet(OneTask { task: TaskId(task) })),
+        (0..=INTEGER_MAX).prop_map(|task| Operation::TaskCancel(OneTask { task: TaskId(task) })),
+        Just(Operation::TaskList(TaskList {})),
         select().prop_map(Operation::DeadRevive),
         select().prop_map(Operation::DeadPurge),
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),

@@ -24,6 +24,7 @@ use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, QueuePattern, SessionId, Timestamp, WireError,
     batch::BatchEvent,
     request::{Auth, Operation},
+    task::TaskStart,
 };
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -148,8 +149,12 @@ impl Verb {
             | Operation::CronShow(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
-            Operation::JobCancel(_)
+            Operation::TaskStart(_)
+            | Operation::TaskCancel(_)
+            | Operation::JobCancel(_)
             | Operation::JobChange(_)
             | Operation::JobDelete(_)
             | Operation::DeadRevive(_)
@@ -549,6 +554,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
                 .find(|queue| !own.iter().any(|own| own.matches(queue)))
                 .and_then(named)
         }
+        Operation::TaskStart(start) => missing_queue_of_task(start, own),
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
         | Operation::CronDelete(_)
@@ -569,8 +575,29 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::BatchCommit(_)
+        // Of tasks a token sees those that it might have started: see `may_see_task`.
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Backup(_) => None,
     }
+}
+
+/// The first queue that a task reads from or moves to and `own` does not cover.
+fn missing_queue_of_task(start: &TaskStart, own: &[QueuePattern]) -> Option<QueuePattern> {
+    let all = || QueuePattern::Prefix(Arc::from(""));
+    let from = start.filter.queue.clone().unwrap_or_else(all);
+    let to = start.to.as_ref().and_then(|to| to.queue.clone());
+    let mut queues = [Some(from), to.map(QueuePattern::Name)]
+        .into_iter()
+        .flatten();
+    queues.find(|wanted| !own.iter().any(|own| covers(own, wanted)))
+}
+
+/// Whether `identity` might have started this task, as far as queues go.
+pub fn may_see_task(identity: &Identity, start: &TaskStart) -> bool {
+    let own = identity.queues();
+    own.is_none_or(|own| missing_queue_of_task(start, own).is_none())
 }
 
 /// Whether every queue that `wanted` means is meant by `own` too.
@@ -747,6 +774,7 @@ mod tests {
         batch::BatchOpen,
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        ids::TaskId,
         list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
@@ -754,6 +782,7 @@ mod tests {
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel, JobGet, Push,
             QueueList, QueueNames, Release, Stats,
         },
+        task::{OneTask, TaskAction, TaskList},
     };
 
     use super::*;
@@ -806,6 +835,8 @@ mod tests {
             limit: 1,
         };
         let jobs = JobList::of(JobFilter::of(name.parse().unwrap()));
+        let task = TaskStart::new(TaskAction::Cancel, jobs.filter.clone());
+        let one_task = OneTask { task: TaskId(1) };
         let select = DeadSelect {
             queue: Some(queue(name)),
             ..DeadSelect::default()
@@ -864,6 +895,10 @@ mod tests {
                 Operation::JobDelete(JobDelete { jobs: vec![id] }),
                 Verb::Admin,
             ),
+            (Operation::TaskStart(Box::new(task)), Verb::Admin),
+            (Operation::TaskGet(one_task), Verb::Inspect),
+            (Operation::TaskList(TaskList {}), Verb::Inspect),
+            (Operation::TaskCancel(one_task), Verb::Admin),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(pause), Verb::Admin),

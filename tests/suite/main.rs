@@ -24,6 +24,7 @@ mod queues;
 mod secrets;
 mod sessions;
 mod signals;
+mod tasks;
 mod unique;
 mod upkeep;
 

@@ -245,6 +245,10 @@ impl InFlight {
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -705,6 +709,7 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::Backup(_)
         | Operation::BatchOpen(_)
         | Operation::CronRun(_)
+        | Operation::TaskStart(_)
         | Operation::QueuePurge(_)
         | Operation::QueueDelete(_)
         | Operation::CronDelete(_) => false,
@@ -739,6 +744,9 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_) => true,
     }
 }
@@ -785,6 +793,10 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::TaskStart(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

@@ -3,8 +3,10 @@
 
 use ganger_protocol::{
     change::{ChangeReply, JobChange, JobDelete},
+    ids::TaskId,
     list::{JobList, JobListReply},
     request::Operation,
+    task::{OneTask, TaskList, TaskStart, TaskView, TasksReply},
 };
 
 use crate::{Client, Error};
@@ -73,5 +75,77 @@ impl Client {
     /// ```
     pub async fn delete(&self, delete: JobDelete) -> Result<ChangeReply, Error> {
         self.read(Operation::JobDelete(delete)).await
+    }
+
+    /// Starts a task of the server: what is done to all jobs of a filter. It goes on by itself, also
+    /// without this client, until it is through or the server ends; look at it by [`Client::task`].
+    ///
+    /// # Errors
+    /// When the server refuses, for instance a filter without queues, or runs as many tasks as it may;
+    /// [`Error::OutcomeUnknown`] when the answer was lost.
+    ///
+    /// ```no_run
+    /// use ganger_client::protocol::{list::JobFilter, task::{TaskAction, TaskStart, TaskState}};
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let filter = JobFilter { kind: Some("welcome".parse()?), ..JobFilter::of("mail".parse()?) };
+    /// let mut task = client.start_task(TaskStart::new(TaskAction::Cancel, filter)).await?;
+    /// while task.state == TaskState::Running {
+    ///     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    ///     task = client.task(task.id).await?;
+    /// }
+    /// println!("{} cancelled, {} refused", task.changed, task.refused);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn start_task(&self, start: TaskStart) -> Result<TaskView, Error> {
+        self.read(Operation::TaskStart(Box::new(start))).await
+    }
+
+    /// Shows a task: how far it has come. What it says to be changed is durable.
+    ///
+    /// # Errors
+    /// `not_found` when the server that ran it has ended, or a hundred others have ended since.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::protocol::ids::TaskId) -> Result<(), ganger_client::Error> {
+    /// println!("{} changed", client.task(id).await?.changed);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn task(&self, task: TaskId) -> Result<TaskView, Error> {
+        self.read(Operation::TaskGet(OneTask { task })).await
+    }
+
+    /// Lists the tasks that run, and those that ended last, the newest first.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), ganger_client::Error> {
+    /// for task in client.tasks().await? {
+    ///     println!("{} {}", task.id, task.state.as_str());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn tasks(&self) -> Result<Vec<TaskView>, Error> {
+        let reply: TasksReply = self.read(Operation::TaskList(TaskList {})).await?;
+        Ok(reply.tasks)
+    }
+
+    /// Asks a task to end; what it has done stays. One that has ended stays as it is.
+    ///
+    /// # Errors
+    /// `not_found` as for [`Client::task`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, id: ganger_client::protocol::ids::TaskId) -> Result<(), ganger_client::Error> {
+    /// client.cancel_task(id).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn cancel_task(&self, task: TaskId) -> Result<TaskView, Error> {
+        self.read(Operation::TaskCancel(OneTask { task })).await
     }
 }

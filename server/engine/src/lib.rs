@@ -204,7 +204,7 @@ impl Engine {
     /// driver reads it, hands it in, and asks again until there is nothing more.
     pub fn needs(&mut self, now: Now, command: &Command, facts: &Facts) -> Vec<Need> {
         let mut needs = match command {
-            Command::Request(origin, operation) => {
+            Command::Request(origin, operation) | Command::Bulk(origin, operation) => {
                 self.needs_of_operation(now, origin, operation, facts)
             }
             Command::OpenSession { hello, .. } => self.needs_to_open(hello),
@@ -243,6 +243,10 @@ impl Engine {
                     Ok(None) => {}
                     Err(error) => self.reply(caller, Err(error), &mut outcome),
                 }
+            }
+            Command::Bulk(origin, operation) => {
+                let answer = self.request(now, origin, operation, facts, &mut outcome);
+                outcome.answer = answer.transpose();
             }
             Command::OpenSession { origin, hello } => {
                 outcome.session = Some(self.open_session(now, &origin, hello, facts, &mut outcome));
@@ -386,6 +390,10 @@ impl Engine {
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::JobList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
@@ -461,6 +469,10 @@ impl Engine {
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_)
             | Operation::JobList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::DeadList(_)
             | Operation::Backup(_) => {
                 return Err(WireError::new(

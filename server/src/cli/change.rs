@@ -1,11 +1,14 @@
-//! `ganger jobs start`, `delay`, `move`, `delete`: what is done to jobs that wait, or are over.
+//! `ganger jobs start`, `delay`, `move`, `delete`: what is done to jobs that wait, or are over, by their
+//! ids or, as a task of the server, by a filter.
 
 use ganger_protocol::{
     JobId, QueueName, Timestamp,
     change::{ChangeReply, ChangeResult, ChangeTo, JobChange, JobDelete},
+    task::{TaskAction, TaskStart},
 };
 
 use super::{
+    bulk::{self, BulkArgs},
     connect::ConnectArgs,
     error::{CliError, Exit},
     output::{self, Format},
@@ -19,9 +22,10 @@ const SLICE: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct IdsArgs {
-    /// Their ids, as push printed them
-    #[arg(required = true)]
+    /// Their ids, as push printed them; without any, all jobs that the other options mean
     ids: Vec<JobId>,
+    #[command(flatten)]
+    bulk: BulkArgs,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -79,8 +83,18 @@ impl IdsArgs {
         change(self, &ChangeTo::now()).await
     }
 
+    /// Whether many are meant, by a filter.
+    fn is_bulk(&self) -> Result<bool, CliError> {
+        self.bulk.is_meant(&self.ids)
+    }
+
     pub(super) async fn delete(self) -> Result<(), CliError> {
+        let is_bulk = self.is_bulk()?;
         let client = self.connect.connect().await?;
+        if is_bulk {
+            let start = TaskStart::new(TaskAction::Delete, self.bulk.filter());
+            return bulk::change(&client, &self.bulk, start, self.format).await;
+        }
         let mut results = Vec::new();
         for jobs in self.ids.chunks(SLICE) {
             let delete = JobDelete {
@@ -88,12 +102,18 @@ impl IdsArgs {
             };
             results.extend(client.delete(delete).await?.results);
         }
-        tell(&self, ChangeReply { results }, "deleted")
+        tell(&self, &ChangeReply { results }, "deleted")
     }
 }
 
 async fn change(args: IdsArgs, to: &ChangeTo) -> Result<(), CliError> {
+    let is_bulk = args.is_bulk()?;
     let client = args.connect.connect().await?;
+    if is_bulk {
+        let mut start = TaskStart::new(TaskAction::Change, args.bulk.filter());
+        start.to = Some(to.clone());
+        return bulk::change(&client, &args.bulk, start, args.format).await;
+    }
     let mut results = Vec::new();
     for jobs in args.ids.chunks(SLICE) {
         let change = JobChange {
@@ -102,13 +122,13 @@ async fn change(args: IdsArgs, to: &ChangeTo) -> Result<(), CliError> {
         };
         results.extend(client.change(change).await?.results);
     }
-    tell(&args, ChangeReply { results }, "changed")
+    tell(&args, &ChangeReply { results }, "changed")
 }
 
 /// Says what became of each job; fails when one of them was refused.
-fn tell(args: &IdsArgs, reply: ChangeReply, word: &str) -> Result<(), CliError> {
+fn tell(args: &IdsArgs, reply: &ChangeReply, word: &str) -> Result<(), CliError> {
     if args.format.json {
-        output::line(&output::json(&reply)?)?;
+        output::line(&output::json(reply)?)?;
     } else {
         for (id, result) in args.ids.iter().zip(&reply.results) {
             output::line(&format!("{id}  {}", told(result, word)))?;
@@ -244,6 +264,45 @@ mod tests {
         let deleted = peer(gone, |it| matches!(it, Operation::JobDelete(_))).await;
         run(&deleted, &["delete"]).await.unwrap_err();
         assert_eq!(sink::take().0, told_of_both("deleted"));
+    }
+
+    #[tokio::test]
+    async fn without_ids_a_filter_is_needed_and_becomes_a_task() {
+        let (peer, started) = bulk::tests::peer().await;
+        let url = peer.url();
+        let run = async |words: &[&str]| {
+            let line = [&["jobs"], words, &["--url", &url]].concat();
+            match Line::try_parse_from(line).unwrap() {
+                Line::Start(args) => args.start().await,
+                Line::Delay(args) => args.run().await,
+                Line::Move(args) => args.run().await,
+                Line::Delete(args) => args.delete().await,
+            }
+        };
+        let id = id(1).to_string();
+        for words in [
+            &["start"][..],
+            &["start", "--kind", "k"],
+            &["start", &id, "-q", "mail"],
+        ] {
+            let error = run(words).await.unwrap_err();
+            assert_eq!(error.exit, Exit::Usage, "{words:?}");
+        }
+        assert!(started.lock().unwrap().is_empty());
+        let words = ["delay", "-q", "mail*", "--kind", "k", "--in", "5m", "--yes"];
+        run(&words).await.unwrap_err();
+        run(&["delete", "-q", "*", "--state", "dead", "--yes"])
+            .await
+            .unwrap_err();
+        let started = started.lock().unwrap();
+        assert_eq!(started[0].action, TaskAction::Change);
+        assert_eq!(
+            started[0].to,
+            Some(ChangeTo::after(DurationMs::from_mins(5)))
+        );
+        assert_eq!(started[0].filter.kind, Some("k".parse().unwrap()));
+        assert_eq!(started[1].action, TaskAction::Delete);
+        assert_eq!(started[1].filter.states, [JobState::Dead]);
     }
 
     #[tokio::test]

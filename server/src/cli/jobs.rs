@@ -2,10 +2,15 @@
 
 use clap::Subcommand;
 use ganger_protocol::{
-    JobId, limits::CANCEL_GRACE_DEFAULT, request::JobCancel, response::CancelResult,
+    JobId,
+    limits::CANCEL_GRACE_DEFAULT,
+    request::JobCancel,
+    response::CancelResult,
+    task::{TaskAction, TaskStart},
 };
 
 use super::{
+    bulk::{self, BulkArgs},
     change,
     connect::ConnectArgs,
     error::CliError,
@@ -45,9 +50,10 @@ pub(super) struct GetArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
-    /// Their ids, as push printed them
-    #[arg(required = true)]
+    /// Their ids, as push printed them; without any, all jobs that the other options mean
     ids: Vec<JobId>,
+    #[command(flatten)]
+    bulk: BulkArgs,
     /// How long the worker of a leased job has to answer, 0s to 24h
     #[arg(long, value_name = "DURATION", default_value_t = Span(CANCEL_GRACE_DEFAULT))]
     grace: Span,
@@ -71,11 +77,18 @@ pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
 
 /// Cancels jobs and says what became of each; fails when one of them was refused.
 async fn cancel(args: CancelArgs) -> Result<(), CliError> {
+    let is_bulk = args.bulk.is_meant(&args.ids)?;
+    let client = args.connect.connect().await?;
+    if is_bulk {
+        let mut start = TaskStart::new(TaskAction::Cancel, args.bulk.filter());
+        start.grace_ms = Some(args.grace.0);
+        return bulk::change(&client, &args.bulk, start, args.format).await;
+    }
     let request = JobCancel {
         grace_ms: args.grace.0,
         ..JobCancel::new(args.ids.clone())
     };
-    let reply = args.connect.connect().await?.cancel(request).await?;
+    let reply = client.cancel(request).await?;
     if args.format.json {
         output::line(&output::json(&reply)?)?;
     } else {

@@ -7,6 +7,7 @@
 mod backup;
 mod batches;
 mod bench;
+mod bulk;
 mod change;
 mod compact;
 mod completions;
@@ -73,6 +74,9 @@ enum Command {
     /// List and look at jobs, and change those that wait
     #[command(subcommand)]
     Jobs(Box<jobs::JobsCommand>),
+    /// Look at and cancel tasks: what is done to many jobs
+    #[command(subcommand)]
+    Tasks(bulk::TasksCommand),
     /// List jobs that wait for their time
     #[command(subcommand)]
     Scheduled(Box<scheduled::ScheduledCommand>),
@@ -146,6 +150,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Push(args) => block_on(push::run(args)),
         Command::Work(args) => block_on(work::run(args)),
         Command::Jobs(command) => block_on(jobs::run(*command)),
+        Command::Tasks(command) => block_on(bulk::run(command)),
         Command::Scheduled(command) => block_on(scheduled::run(*command)),
         Command::Dead(command) => block_on(dead::run(command)),
         Command::Queues(command) => block_on(queues::run(command)),

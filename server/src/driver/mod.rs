@@ -5,6 +5,7 @@
 //! when the previous sync ends, syncs, and releases the replies of that group; there is no timer
 //! in between and never a second sync under way. The first error of the store is final.
 
+pub mod bulk;
 pub mod core;
 mod cursor;
 pub mod outbox;
@@ -35,6 +36,7 @@ use ganger_protocol::{
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use self::bulk::Bulk;
 pub use self::{
     core::{Core, Released},
     outbox::Outbox,
@@ -63,6 +65,7 @@ pub struct Shard {
     room: Notify,
     is_congested: AtomicBool,
     scans: Arc<Semaphore>,
+    bulk: Mutex<Bulk>,
     clock: Clock,
     store: Arc<Store>,
     /// Told when the store has failed.
@@ -139,6 +142,7 @@ impl Shard {
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
+            bulk: Mutex::default(),
             clock,
             store,
             fatal,
@@ -332,6 +336,11 @@ impl Shard {
     /// The store, to read from.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// The tasks. Never taken together with the lock of the shard.
+    fn bulk(&self) -> MutexGuard<'_, Bulk> {
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No code panics while it holds this lock but by a bug, after which the server stops anyway.

@@ -95,6 +95,10 @@ impl State {
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -121,7 +125,10 @@ impl State {
 /// `draining`.
 pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
     let refused = match operation {
-        Operation::Push(_) | Operation::CronRun(_) | Operation::BatchOpen(_) => true,
+        Operation::Push(_)
+        | Operation::CronRun(_)
+        | Operation::BatchOpen(_)
+        | Operation::TaskStart(_) => true,
         Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
         Operation::Hello(_)
         | Operation::Ack(_)
@@ -155,6 +162,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -173,6 +183,7 @@ mod tests {
         BatchId, JobId, JobSpec, LeaseId,
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        ids::TaskId,
         list::{JobFilter, JobList},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
@@ -180,6 +191,7 @@ mod tests {
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
             JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
+        task::{OneTask, TaskAction, TaskList, TaskStart},
     };
 
     use super::*;
@@ -232,6 +244,13 @@ mod tests {
                 to: ChangeTo::now(),
             }),
             Operation::JobDelete(JobDelete { jobs: vec![] }),
+            Operation::TaskStart(Box::new(TaskStart::new(
+                TaskAction::Cancel,
+                JobFilter::default(),
+            ))),
+            Operation::TaskGet(OneTask { task: TaskId(1) }),
+            Operation::TaskList(TaskList {}),
+            Operation::TaskCancel(OneTask { task: TaskId(1) }),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),

@@ -65,7 +65,7 @@ pub struct Transferred {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Export(Begin),
-    Queue(QueueLine),
+    Queue(Box<QueueLine>),
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
@@ -236,7 +236,7 @@ impl Listener for Exporter<'_> {
                 let names = (queue.namespace.clone(), queue.name.clone());
                 self.queues.insert(queue.number, names);
                 self.done.queues += 1;
-                self.line(&Line::Queue(queue_line(*queue)));
+                self.line(&Line::Queue(Box::new(queue_line(*queue))));
             }
             Told::Job(job) => {
                 let Some(names) = self.queues.get(&job.record.queue).cloned() else {
@@ -448,7 +448,7 @@ impl Importer<'_> {
             let line = serde_json::from_str(&text).map_err(|error| wrong(error.into()))?;
             match line {
                 Line::Export(begin) => self.begin(&begin, number)?,
-                Line::Queue(queue) => self.queue(queue, number)?,
+                Line::Queue(queue) => self.queue(*queue, number)?,
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
                 Line::Batch(batch) => self.batch(*batch, number)?,

@@ -2,7 +2,6 @@
 
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, Timestamp,
-    batch::BatchOpen,
     change::{ChangeResult, ChangeTo, JobChange, JobDelete},
     job::{JobState, Unique},
     queue::{OneQueue, QueueSet, Setting},
@@ -330,7 +329,7 @@ fn a_purge_finds_jobs_that_came_from_other_queues() {
 #[test]
 fn a_member_of_a_batch_is_counted_wherever_it_goes() {
     everywhere(|world, pause| {
-        let open = world.ask(None, Operation::BatchOpen(Box::new(BatchOpen::default())));
+        let open = world.ask(None, Operation::BatchOpen(Box::default()));
         let Ok(ReplyBody::Batch(open)) = open else {
             panic!("{open:?}")
         };
