@@ -22,6 +22,7 @@ pub mod ids;
 pub mod job;
 pub mod limits;
 pub mod list;
+pub mod progress;
 pub mod queue;
 mod read;
 pub mod request;

@@ -16,6 +16,7 @@ use crate::{
     job::{GrantedJob, JobState, JobView},
     limits::Limits,
     list::JobListReply,
+    progress::WaitReply,
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
@@ -126,7 +127,7 @@ pub struct FetchReply {
     pub fails: Vec<LeaseResult>,
 }
 
-/// Answers `ack`, `fail`, `release` and `extend`.
+/// Answers `ack`, `fail`, `release`, `extend` and `progress`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReply {
     /// One result a lease.
@@ -268,6 +269,12 @@ pub struct Counters {
     pub leased: u64,
     /// Jobs kept for a person.
     pub dead: u64,
+    /// Done jobs that are still visible.
+    pub done_kept: u64,
+    /// Cancelled jobs that are still visible.
+    pub cancelled_kept: u64,
+    /// Expired jobs that are still visible.
+    pub expired_kept: u64,
     /// Pushed so far.
     pub pushed: u64,
     /// Acked so far.
@@ -293,9 +300,14 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Jobs that are kept, in whatever state.
+    /// Jobs that are kept and not counted by their outcome: those that are not over, and dead ones.
     pub fn kept(&self) -> u64 {
         self.scheduled + self.blocked + self.ready + self.leased + self.dead
+    }
+
+    /// Jobs that are counted by their outcome already and are still visible.
+    pub fn retained(&self) -> u64 {
+        self.done_kept + self.cancelled_kept + self.expired_kept
     }
 
     /// Adds the counters of another queue.
@@ -305,6 +317,9 @@ impl Counters {
         self.ready += other.ready;
         self.leased += other.leased;
         self.dead += other.dead;
+        self.done_kept += other.done_kept;
+        self.cancelled_kept += other.cancelled_kept;
+        self.expired_kept += other.expired_kept;
         self.pushed += other.pushed;
         self.done += other.done;
         self.cancelled += other.cancelled;
@@ -414,8 +429,8 @@ replies! {
     Push(PushReply) = "push",
     /// To `fetch`.
     Fetch(FetchReply) = "fetch",
-    /// To `ack`, `fail`, `release`, `extend`.
-    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
+    /// To `ack`, `fail`, `release`, `extend`, `progress`.
+    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend" | "progress",
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
@@ -426,6 +441,8 @@ replies! {
     Job(Box<JobView>) = "job_get",
     /// To `job_list`.
     JobList(JobListReply) = "job_list",
+    /// To `wait`.
+    Wait(Box<WaitReply>) = "wait",
     /// To `job_cancel`.
     Cancel(CancelReply) = "job_cancel",
     /// To `job_change` and `job_delete`.

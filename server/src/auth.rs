@@ -138,10 +138,12 @@ impl Verb {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_) => Some(Self::Work),
             Operation::JobGet(_)
             | Operation::JobList(_)
+            | Operation::Wait(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueueShow(_)
@@ -566,12 +568,14 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)
         | Operation::Ack(_)
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::BatchCommit(_)
@@ -776,6 +780,7 @@ mod tests {
         cron::CronSet,
         ids::TaskId,
         list::{JobFilter, JobList},
+        progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -823,10 +828,10 @@ mod tests {
             ..Fetch::default()
         };
         let id = JobId::from_bytes([0; 24]);
-        let ack = AckItem {
+        let ack = AckItem::of(id, LeaseId(1));
+        let wait = Wait {
             job: id,
-            lease: LeaseId(1),
-            result: None,
+            wait_ms: DurationMs::ZERO,
         };
         let list = DeadList {
             queue: queue(name),
@@ -876,10 +881,12 @@ mod tests {
             (Operation::Fail(Fail { leases: vec![] }), Verb::Work),
             (Operation::Release(Release { leases: vec![] }), Verb::Work),
             (Operation::Extend(Extend { leases: vec![] }), Verb::Work),
+            (Operation::Progress(Progress { leases: vec![] }), Verb::Work),
             (Operation::Heartbeat(Heartbeat {}), Verb::Work),
             (Operation::Goodbye(Goodbye {}), Verb::Work),
             (Operation::JobGet(JobGet { job: id }), Verb::Inspect),
             (Operation::JobList(Box::new(jobs)), Verb::Inspect),
+            (Operation::Wait(wait), Verb::Inspect),
             (Operation::DeadList(list), Verb::Inspect),
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),
@@ -982,12 +989,14 @@ mod tests {
             "fail",
             "release",
             "extend",
+            "progress",
             "heartbeat",
             "goodbye",
             "batch_commit",
         ];
         let for_all = [
             "job_get",
+            "wait",
             "job_cancel",
             "stats",
             "backup",

@@ -92,7 +92,7 @@ impl Engine {
                 let pattern = filter.queue.as_ref();
                 record.namespace == *namespace
                     && pattern.is_none_or(|pattern| pattern.matches(&record.name))
-                    && queue.count_of(state) != Some(0)
+                    && queue.count_of(state) > 0
             };
             let queue = self.queues.behind(behind).find(is_meant)?.record.number;
             Some(Walk {

@@ -35,6 +35,8 @@ impl Engine {
             .as_ref()
             .map(|it| it.payload.clone())
             .unwrap_or_default();
+        view.cursor = record.cursor().cloned();
+        view.result = self.result_of(&record, facts);
         Ok(ReplyBody::Job(Box::new(view)))
     }
 

@@ -169,11 +169,8 @@ impl Engine {
         facts: &Facts,
     ) -> Result<ChangeResult, WireError> {
         match record.state {
-            JobState::Dead => self.delete_dead(now, record, facts),
-            // They were counted when they ended.
-            JobState::Done | JobState::Cancelled | JobState::Expired => {
-                self.unclose(record);
-                self.group.delete_job(record);
+            JobState::Done | JobState::Dead | JobState::Cancelled | JobState::Expired => {
+                self.delete_closed(now, record, facts);
             }
             JobState::Scheduled | JobState::Blocked | JobState::Ready | JobState::Leased => {
                 let state = match self.leases.find(&record.id) {

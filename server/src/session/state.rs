@@ -53,6 +53,7 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
                 if !open.session =>
@@ -66,9 +67,11 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
+            | Operation::Wait(_)
             | Operation::JobCancel(_)
             | Operation::JobChange(_)
             | Operation::JobDelete(_)
@@ -135,9 +138,11 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::JobCancel(_)
         | Operation::JobChange(_)
         | Operation::JobDelete(_)
@@ -180,11 +185,12 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        BatchId, JobId, JobSpec, LeaseId,
+        BatchId, DurationMs, JobId, JobSpec, LeaseId,
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
         ids::TaskId,
         list::{JobFilter, JobList},
+        progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -232,10 +238,15 @@ mod tests {
             Operation::Fail(Fail { leases: vec![] }),
             Operation::Release(Release { leases: vec![] }),
             Operation::Extend(Extend { leases: vec![] }),
+            Operation::Progress(Progress { leases: vec![] }),
             Operation::Heartbeat(Heartbeat {}),
             Operation::Goodbye(Goodbye {}),
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
+            }),
+            Operation::Wait(Wait {
+                job: JobId::from_bytes([0; 24]),
+                wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
             Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
@@ -322,6 +333,7 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "wait",
             "job_cancel",
             "dead_list",
             "dead_revive",
@@ -399,11 +411,7 @@ mod tests {
             .map(|operation| operation.op())
             .collect();
         assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
-        let ack = AckItem {
-            job: JobId::from_bytes([0; 24]),
-            lease: LeaseId(1),
-            result: None,
-        };
+        let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],
             ..Fetch::default()
