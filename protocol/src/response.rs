@@ -12,7 +12,7 @@ use crate::{
     cron::CronView,
     error::WireError,
     frame,
-    ids::{JobId, QueueName, SessionId},
+    ids::{JobId, Kind, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
     limits::Limits,
     list::JobListReply,
@@ -391,6 +391,38 @@ pub struct StatsReply {
     pub waiting: u64,
     /// Sums over the queues of the namespace.
     pub counters: Counters,
+    /// What became of the leases of each kind since the start of the server, in the order of their
+    /// names; of the first thousand kinds of a shard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindView>,
+}
+
+/// What became of the leases of a kind since the start of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindView {
+    /// The kind.
+    pub kind: Kind,
+    /// Grants.
+    pub granted: u64,
+    /// Acks.
+    pub done: u64,
+    /// Fails and time-outs.
+    pub failed: u64,
+    /// Of those: after which the job was dead.
+    pub dead: u64,
+}
+
+impl KindView {
+    /// A kind of which nothing was granted.
+    pub fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            granted: 0,
+            done: 0,
+            failed: 0,
+            dead: 0,
+        }
+    }
 }
 
 /// Declares the bodies of replies: a variant, its struct and the operations it answers, in one

@@ -982,8 +982,8 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session, and a commit to who knows the
-        // batch; ids, totals, cron entries and a backup need all queues.
+        // What names no queue but a lease is bound to the session, a commit to who knows the batch,
+        // a task to who might have started it; ids, totals, cron entries and a backup need all queues.
         let bound = [
             "ack",
             "fail",
@@ -993,11 +993,16 @@ mod tests {
             "heartbeat",
             "goodbye",
             "batch_commit",
+            "task_get",
+            "task_list",
+            "task_cancel",
         ];
         let for_all = [
             "job_get",
             "wait",
             "job_cancel",
+            "job_change",
+            "job_delete",
             "stats",
             "backup",
             "batch_show",
@@ -1016,6 +1021,31 @@ mod tests {
                 let expected = bound.contains(&op) || (own && !needs_all);
                 assert_eq!(allowed, expected, "{op} {name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_task_needs_the_queues_that_it_reads_and_the_one_that_it_moves_to() {
+        let mine = TokenConfig {
+            queues: Some(vec!["mail.*".parse().unwrap()]),
+            ..token("t", &Verb::ALL)
+        };
+        let identity = login(&mine);
+        for (from, to, expected) in [
+            ("mail.eu", None, true),
+            ("mail.*", None, true),
+            ("*", None, false),
+            ("sms", None, false),
+            ("mail.eu", Some("mail.us"), true),
+            ("mail.eu", Some("sms"), false),
+        ] {
+            let mut start =
+                TaskStart::new(TaskAction::Change, JobFilter::of(from.parse().unwrap()));
+            start.to = to.map(|to| ChangeTo::queue(queue(to)));
+            assert_eq!(may_see_task(&identity, &start), expected, "{from} {to:?}");
+            let operation = Operation::TaskStart(Box::new(start));
+            let allowed = authorise(&identity, &operation, &NamespaceName::default());
+            assert_eq!(allowed.is_ok(), expected, "{from} {to:?}");
         }
     }
 

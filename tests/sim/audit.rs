@@ -134,7 +134,11 @@ impl World {
             .all(|(state, count)| is_right(*state, *count))
             && (pushed - self.history.perhaps_void(queue)..=pushed).contains(&counters.pushed)
             && (live - self.history.perhaps_gone(queue)..=live).contains(&counters.kept())
-            && counters.done + counters.deleted + counters.expired + counters.kept()
+            && counters.done
+                + counters.deleted
+                + counters.expired
+                + counters.cancelled
+                + counters.kept()
                 == counters.pushed
             && counters.done >= self.history.acked(queue);
         if !is_consistent {

@@ -287,3 +287,25 @@ fn a_task_is_of_its_namespace() {
     );
     assert_eq!(counters(&mut connection, "q")["ready"], 10);
 }
+
+#[path = "../../client/rust/examples/jobs.rs"]
+#[expect(dead_code, reason = "its main is for whoever runs it by hand")]
+mod example;
+
+#[test]
+fn the_example_starts_three_jobs_and_cancels_the_others() {
+    let server = InProcess::start();
+    let url = format!("ganger://{}", server.address);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let cancelled = runtime.block_on(async {
+        let options = ganger_client::ClientOptions::from_url(&url).expect("a url");
+        let client = ganger_client::Client::connect(options).await;
+        let client = client.expect("connected");
+        let cancelled = example::tidy_up(&client).await.expect("tidied up");
+        client.close().await;
+        cancelled
+    });
+    assert_eq!(cancelled, 17);
+    let mut connection = Connection::open(server.address);
+    assert_eq!(counters(&mut connection, "reminders")["ready"], 3);
+}

@@ -134,6 +134,7 @@ impl Engine {
                 .delete_blob(item.job, BlobKind::Content, lease.spilled_parts);
         }
         self.count(lease.queue, Some(JobState::Leased), Some(JobState::Done));
+        self.kinds.count(lease.kind, |kind| kind.done += 1);
         if let Some((batch, before)) = membership {
             self.move_member(now, Some(batch), before, Standing::Done);
         }
@@ -215,6 +216,10 @@ impl Engine {
                 Next::Scheduled(now.wall.plus(self.backoff_delay(&record, earlier)))
             }
         };
+        self.kinds.count(lease.kind, |kind| {
+            kind.failed += 1;
+            kind.dead += u64::from(matches!(next, Next::Dead(_)));
+        });
         let is_kept = match next {
             Next::Deleted => false,
             Next::Cancelled => self.retention_of(&record) > DurationMs::ZERO,

@@ -7,6 +7,7 @@ use ganger_protocol::{BatchId, JobId, LeaseId, SessionId, Timestamp};
 
 use crate::{
     command::Mono,
+    kinds::KindNumber,
     records::{PartKey, Place, QueueNumber, UniqueKey},
 };
 
@@ -23,6 +24,8 @@ pub(crate) struct Lease {
     pub(crate) has_record: bool,
     /// Parts of its spilled content.
     pub(crate) spilled_parts: u16,
+    /// Its kind, in the table of those that are counted.
+    pub(crate) kind: KindNumber,
     /// Which grant of the job it is.
     pub(crate) attempt: u32,
     /// The unique key that goes with an ack.

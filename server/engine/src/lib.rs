@@ -13,7 +13,7 @@
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `list` | which jobs a list means, and on which index they are found |
-//! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `lease`, `session`, `waiters`, `schedule`, `backoff`, `kinds` | state behind them |
 //! | `reschedule` | jobs that wait go to another time, queue or priority; those that are over are deleted |
 //! | `progress`, `retention`, `waits` | how far a job has come; how long one that is over is kept; who waits for its end |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
@@ -38,6 +38,7 @@ mod fetch;
 mod group;
 mod invariants;
 pub mod job;
+mod kinds;
 mod lease;
 pub mod list;
 mod look;
@@ -84,6 +85,7 @@ use self::{
     cron::Crons,
     facts::{Fact, Facts, Need},
     group::OpenGroup,
+    kinds::Kinds,
     lease::{Answer, Leases},
     purge::Sweeps,
     push::Producers,
@@ -191,6 +193,7 @@ pub struct Engine {
     /// Leases that still live, by the record that speaks of them.
     lease_parts: BTreeMap<PartKey, u32>,
     leases: Leases,
+    kinds: Kinds,
     sessions: Sessions,
     waiters: Waiters,
     waits: Waits,

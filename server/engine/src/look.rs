@@ -91,6 +91,7 @@ impl Engine {
             sessions: self.sessions.count() as u64,
             waiting: self.waiters.count() as u64,
             counters,
+            kinds: self.kinds.of(&origin.namespace),
         }))
     }
 

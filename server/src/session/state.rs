@@ -244,24 +244,17 @@ mod tests {
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
             }),
+            Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
             Operation::Wait(Wait {
                 job: JobId::from_bytes([0; 24]),
                 wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
-            Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
             Operation::JobChange(JobChange {
                 jobs: vec![],
                 to: ChangeTo::now(),
             }),
             Operation::JobDelete(JobDelete { jobs: vec![] }),
-            Operation::TaskStart(Box::new(TaskStart::new(
-                TaskAction::Cancel,
-                JobFilter::default(),
-            ))),
-            Operation::TaskGet(OneTask { task: TaskId(1) }),
-            Operation::TaskList(TaskList {}),
-            Operation::TaskCancel(OneTask { task: TaskId(1) }),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
@@ -296,6 +289,13 @@ mod tests {
                 cursor: None,
                 limit: 1,
             }),
+            Operation::TaskStart(Box::new(TaskStart::new(
+                TaskAction::Cancel,
+                JobFilter::default(),
+            ))),
+            Operation::TaskGet(OneTask { task: TaskId(1) }),
+            Operation::TaskList(TaskList {}),
+            Operation::TaskCancel(OneTask { task: TaskId(1) }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -333,8 +333,11 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "job_list",
             "wait",
             "job_cancel",
+            "job_change",
+            "job_delete",
             "dead_list",
             "dead_revive",
             "dead_purge",
@@ -357,6 +360,10 @@ mod tests {
             "batch_commit",
             "batch_show",
             "batch_list",
+            "task_start",
+            "task_get",
+            "task_list",
+            "task_cancel",
             "stats",
             "backup",
         ];
@@ -410,7 +417,10 @@ mod tests {
             .filter(|operation| check_draining(operation).is_err())
             .map(|operation| operation.op())
             .collect();
-        assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
+        assert_eq!(
+            refused,
+            ["push", "fetch", "cron_run", "batch_open", "task_start"]
+        );
         let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],

@@ -1,5 +1,7 @@
 //! Jobs that wait are started, delayed and moved; jobs that are over are deleted.
 
+mod random;
+
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, Timestamp,
     change::{ChangeResult, ChangeTo, JobChange, JobDelete},
