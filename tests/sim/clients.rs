@@ -48,6 +48,12 @@ pub enum Asked {
         queue: usize,
         operation: u64,
     },
+    /// A job is started or delayed.
+    Change {
+        job: usize,
+        operation: u64,
+        presence: Presence,
+    },
     Cron(AskedCron),
     Batch(AskedBatch),
     Outcome(AskedOutcome),

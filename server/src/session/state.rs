@@ -73,6 +73,9 @@ impl State {
             | Operation::JobGet(_)
             | Operation::Wait(_)
             | Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -95,6 +98,10 @@ impl State {
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -121,7 +128,10 @@ impl State {
 /// `draining`.
 pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
     let refused = match operation {
-        Operation::Push(_) | Operation::CronRun(_) | Operation::BatchOpen(_) => true,
+        Operation::Push(_)
+        | Operation::CronRun(_)
+        | Operation::BatchOpen(_)
+        | Operation::TaskStart(_) => true,
         Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
         Operation::Hello(_)
         | Operation::Ack(_)
@@ -134,6 +144,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::JobGet(_)
         | Operation::Wait(_)
         | Operation::JobCancel(_)
+        | Operation::JobChange(_)
+        | Operation::JobDelete(_)
+        | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
         | Operation::DeadPurge(_)
@@ -154,6 +167,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -170,7 +186,10 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 mod tests {
     use ganger_protocol::{
         BatchId, DurationMs, JobId, JobSpec, LeaseId,
+        change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        ids::TaskId,
+        list::{JobFilter, JobList},
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
@@ -178,6 +197,7 @@ mod tests {
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
             JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
+        task::{OneTask, TaskAction, TaskList, TaskStart},
     };
 
     use super::*;
@@ -224,11 +244,17 @@ mod tests {
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
             }),
+            Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
             Operation::Wait(Wait {
                 job: JobId::from_bytes([0; 24]),
                 wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
+            Operation::JobChange(JobChange {
+                jobs: vec![],
+                to: ChangeTo::now(),
+            }),
+            Operation::JobDelete(JobDelete { jobs: vec![] }),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
@@ -263,6 +289,13 @@ mod tests {
                 cursor: None,
                 limit: 1,
             }),
+            Operation::TaskStart(Box::new(TaskStart::new(
+                TaskAction::Cancel,
+                JobFilter::default(),
+            ))),
+            Operation::TaskGet(OneTask { task: TaskId(1) }),
+            Operation::TaskList(TaskList {}),
+            Operation::TaskCancel(OneTask { task: TaskId(1) }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -300,8 +333,11 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "job_list",
             "wait",
             "job_cancel",
+            "job_change",
+            "job_delete",
             "dead_list",
             "dead_revive",
             "dead_purge",
@@ -324,6 +360,10 @@ mod tests {
             "batch_commit",
             "batch_show",
             "batch_list",
+            "task_start",
+            "task_get",
+            "task_list",
+            "task_cancel",
             "stats",
             "backup",
         ];
@@ -377,7 +417,10 @@ mod tests {
             .filter(|operation| check_draining(operation).is_err())
             .map(|operation| operation.op())
             .collect();
-        assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
+        assert_eq!(
+            refused,
+            ["push", "fetch", "cron_run", "batch_open", "task_start"]
+        );
         let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],
