@@ -27,6 +27,7 @@ pub mod response;
 pub mod retry;
 pub mod scan;
 pub mod time;
+pub mod workflow;
 mod write;
 
 pub use bytes::Bytes;

@@ -10,6 +10,7 @@ use ganger_protocol::{
     job::JobState,
     request::{JobCancel, LeaseRef},
     response::{CancelReply, CancelResult, Notice, ReplyBody},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     lease::Lease,
     move_job::Next,
     records::{JobRecord, Timer, TimerKind},
+    workflow::node_of,
 };
 
 impl Engine {
@@ -221,6 +223,7 @@ impl Engine {
         self.move_member(now, record.batch, before, Standing::Cancelled);
         self.group.delete_job(record);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Cancelled);
     }
 }
 

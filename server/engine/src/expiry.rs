@@ -4,7 +4,7 @@
 //! the job back to waiting sets it again, so a leased job does not expire. A grant that comes
 //! before the timer looks by itself. Taking a job out of where it waits is here, too.
 
-use ganger_protocol::{JobId, Timestamp, job::JobState};
+use ganger_protocol::{JobId, Timestamp, job::JobState, workflow::NodeState};
 
 use crate::{
     Engine,
@@ -13,6 +13,7 @@ use crate::{
     facts::{Fact, Facts, Need},
     records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
     window::{Head, HeadJob},
+    workflow::node_of,
 };
 
 impl Engine {
@@ -33,11 +34,13 @@ impl Engine {
         [need].into_iter().chain(run).collect()
     }
 
-    /// A job that waits for its time or for a worker.
+    /// A job that waits: for others, its time or a worker.
     pub(crate) fn waiting(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
         let record = self.lookup(job, facts)?;
-        let waits = matches!(record.state, JobState::Scheduled | JobState::Ready)
-            && self.leases.find(&job).is_none();
+        let waits = matches!(
+            record.state,
+            JobState::Scheduled | JobState::Blocked | JobState::Ready
+        ) && self.leases.find(&job).is_none();
         waits.then_some(record)
     }
 
@@ -128,6 +131,7 @@ impl Engine {
         self.unwatch_expiry(record.id, expiry_of(record));
         self.group.delete_job(record);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Expired);
     }
 
     /// A job waits: it may expire.

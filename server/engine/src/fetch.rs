@@ -312,6 +312,7 @@ impl Engine {
                 attempt,
                 key,
                 batch: content.batch,
+                is_node: content.node.is_some(),
                 cancel_at: None,
                 part: None,
             },

@@ -29,6 +29,8 @@ pub(crate) struct Lease {
     pub(crate) key: LeaseKey,
     /// The batch that its job is a member of; `None` too while `key` is unread.
     pub(crate) batch: Option<BatchId>,
+    /// Whether other jobs may wait for its job; `false` too while `key` is unread.
+    pub(crate) is_node: bool,
     /// Its job is cancelled, and it is revoked then.
     pub(crate) cancel_at: Option<Timestamp>,
     /// Where its latest record stands; `None` while that is in the open group.

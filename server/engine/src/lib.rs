@@ -15,6 +15,7 @@
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
+//! | `workflow` | jobs that wait for others |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
@@ -56,6 +57,7 @@ mod time;
 pub mod unique;
 mod waiters;
 mod window;
+pub mod workflow;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +88,7 @@ use self::{
     schedule::Schedule,
     session::Sessions,
     waiters::Waiters,
+    workflow::Workflows,
 };
 pub use self::{push::PRODUCER_IDLE_MAX, queue::HeadBudget};
 
@@ -184,6 +187,7 @@ pub struct Engine {
     producers: Producers,
     crons: Crons,
     batches: Batches,
+    workflows: Workflows,
     /// Old numbers of purged queues.
     sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
@@ -355,6 +359,7 @@ impl Engine {
             Operation::JobGet(get) => {
                 let mut needs: Vec<Need> = self.need_of_job(get.job, true).into_iter().collect();
                 needs.push(Need::Errors(get.job));
+                needs.extend(Self::needs_of_edges_shown(get.job));
                 needs
             }
             Operation::JobCancel(cancel) => {
@@ -369,6 +374,7 @@ impl Engine {
                 self.need_of_batch(name.batch).into_iter().collect()
             }
             Operation::BatchList(list) => Self::needs_of_batch_list(list),
+            Operation::BatchGraph(graph) => self.needs_of_graph_shown(graph, facts),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::DeadList(_)
@@ -441,6 +447,7 @@ impl Engine {
             Operation::BatchCommit(name) => self.batch_commit(now, &origin, name, facts)?,
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
+            Operation::BatchGraph(graph) => self.batch_graph(&origin, &graph, facts)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
                 return Err(WireError::new(

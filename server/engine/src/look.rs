@@ -40,6 +40,7 @@ impl Engine {
             view.lease = Some(lease.number);
             view.attempt = lease.attempt;
         }
+        (view.after, view.awaited_by) = self.edges_shown(job, facts);
         if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(job)) {
             view.errors.clone_from(errors);
         }

@@ -4,6 +4,7 @@
 use ganger_protocol::{
     JobId, SessionId, Timestamp,
     job::{DeadReason, JobError, JobState},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         Closed, Entry, JobRecord, Lane, Place, RunKey, StoredJob, Timer, TimerKind, blob_parts,
     },
     window::{Head, HeadJob},
+    workflow::node_of,
 };
 
 /// How long the last leased job of a run may hold it.
@@ -203,6 +205,7 @@ impl Engine {
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
                 self.move_member(now, record.batch, Standing::Tried, Standing::Dead);
                 self.job_is_over(now, record.id);
+                self.node_is_over(node_of(&record), NodeState::Dead);
                 self.group.put_job(record);
                 self.watch_dead(queue);
             }
@@ -212,6 +215,7 @@ impl Engine {
                 self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
                 self.job_is_over(now, record.id);
+                self.node_is_over(node_of(&record), NodeState::Deleted);
             }
             Next::Cancelled => {
                 record.state = JobState::Leased;
@@ -319,6 +323,7 @@ impl Engine {
         self.count(record.queue, Some(JobState::Dead), None);
         self.move_dead_member(now, record, Standing::Deleted, facts);
         self.group.delete_job(record);
+        self.node_is_over(node_of(record), NodeState::Deleted);
     }
 
     /// Takes a closed job out of the index and stops its retention.

@@ -15,6 +15,7 @@ use ganger_protocol::{
     queue::{OneQueue, QueuePurgeReply},
     request::LeaseRef,
     response::{Counters, Done, ReplyBody},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     queue::Queue,
     records::{BlobKind, Content, GroupNumber, JobRecord, QueueNumber, QueueRecord, UniqueKey},
     unique::is_ended_by_time,
+    workflow::node_of,
 };
 
 /// Entries or records that one slice erases, about.
@@ -360,6 +362,7 @@ impl Engine {
         }
         self.member_is_swept(now, record, facts);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Deleted);
     }
 
     /// Frees the key of a purged job, unless another job has taken it since.

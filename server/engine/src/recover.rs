@@ -23,6 +23,7 @@ use crate::{
     schedule::Schedule,
     session::{Session, Sessions},
     waiters::Waiters,
+    workflow::Workflows,
 };
 
 impl Engine {
@@ -58,6 +59,7 @@ impl Engine {
             producers: Producers::default(),
             crons: Crons::default(),
             batches: Batches::default(),
+            workflows: Workflows::default(),
             sweeps: Sweeps::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
@@ -226,6 +228,7 @@ impl Engine {
                 attempt: record.attempt,
                 key,
                 batch,
+                is_node: content.is_some_and(|content| content.node.is_some()),
                 cancel_at,
                 part: Some(part),
             },

@@ -15,3 +15,4 @@ mod sessions;
 mod settings;
 mod storage;
 mod unique;
+mod workflows;
