@@ -146,6 +146,7 @@ impl Verb {
             | Operation::CronList(_)
             | Operation::CronShow(_)
             | Operation::BatchShow(_)
+            | Operation::BatchGraph(_)
             | Operation::BatchList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::JobCancel(_)
@@ -550,6 +551,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::CronResume(_)
         | Operation::CronRun(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::JobGet(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
@@ -740,9 +742,9 @@ mod tests {
         cron::CronSet,
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
-            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel, JobGet, Push,
-            QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, BatchGraph, BatchList, BatchName, CronList, CronNames, CronRun,
+            CronShow, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel,
+            JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -876,6 +878,14 @@ mod tests {
             (Operation::BatchCommit(batch), Verb::Push),
             (Operation::BatchShow(batch), Verb::Inspect),
             (
+                Operation::BatchGraph(BatchGraph {
+                    batch: BatchId(1),
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
+            (
                 Operation::BatchList(BatchList {
                     settled: false,
                     cursor: None,
@@ -934,6 +944,7 @@ mod tests {
             "stats",
             "backup",
             "batch_show",
+            "batch_graph",
             "batch_list",
         ];
         for (name, own) in [

@@ -241,6 +241,7 @@ impl InFlight {
             | Operation::BatchOpen(_)
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
+            | Operation::BatchGraph(_)
             | Operation::BatchList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
@@ -731,6 +732,7 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::CronResume(_)
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::Stats(_) => true,
     }
@@ -774,6 +776,7 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::BatchOpen(_)
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),

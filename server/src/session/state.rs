@@ -91,6 +91,7 @@ impl State {
             | Operation::BatchOpen(_)
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
+            | Operation::BatchGraph(_)
             | Operation::BatchList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
@@ -148,6 +149,7 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::CronResume(_)
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
@@ -168,9 +170,9 @@ mod tests {
         cron::CronSet,
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
-            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
-            JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, BatchGraph, BatchList, BatchName, CronList, CronNames, CronRun,
+            CronShow, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello,
+            JobCancel, JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
     };
 
@@ -247,6 +249,11 @@ mod tests {
             Operation::BatchOpen(Box::default()),
             Operation::BatchCommit(BatchName { batch: BatchId(1) }),
             Operation::BatchShow(BatchName { batch: BatchId(1) }),
+            Operation::BatchGraph(BatchGraph {
+                batch: BatchId(1),
+                cursor: None,
+                limit: 1,
+            }),
             Operation::BatchList(BatchList {
                 settled: false,
                 cursor: None,
@@ -311,6 +318,7 @@ mod tests {
             "batch_open",
             "batch_commit",
             "batch_show",
+            "batch_graph",
             "batch_list",
             "stats",
             "backup",

@@ -5,6 +5,7 @@
 //! order in which they come. It is what import and repair have in common.
 
 mod batches;
+mod workflows;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -127,6 +128,7 @@ impl Builder {
             Told::Outcome(outcome) => self.outcome(outcome),
             Told::Cron(cron) => self.cron(cron),
             Told::Batch(batch) => self.batch(*batch),
+            Told::Node(node) => self.node(*node)?,
         }
         if self.changes.len() >= BATCH_CHANGES {
             self.write()?;
@@ -154,7 +156,11 @@ impl Builder {
     }
 
     fn job(&mut self, job: WholeJob) -> Result<(), StoreError> {
-        let WholeJob { mut record, errors } = job;
+        let WholeJob {
+            mut record,
+            errors,
+            after,
+        } = job;
         let (id, queue) = (record.id, self.queue_of(&record));
         self.batches.member(&mut record);
         record.spilled_parts = record.content.as_ref().map_or(0, |it| it.spilled_parts());
@@ -174,6 +180,7 @@ impl Builder {
         }
         record.place = None;
         record.cancel_at = None;
+        self.wait(&mut record, after);
         let counters = self.queues.get_mut(&queue).map(|queue| &mut queue.counters);
         if let Some(counters) = counters {
             match record.state {
@@ -392,6 +399,7 @@ impl Builder {
         }
         self.changes.push(Change::PutHead(self.head));
         self.write()?;
+        self.look_at_missed()?;
         let key = Key::meta(Meta::Made);
         let made = MadeRecord {
             format: FORMAT,

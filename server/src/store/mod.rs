@@ -31,6 +31,7 @@ pub mod sled;
 #[cfg(test)]
 mod suite;
 pub mod table;
+mod workflow;
 
 use std::{
     io,

@@ -2,7 +2,8 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its cron entries. Batches come before the jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its cron entries. Batches and the nodes of their graphs come before the jobs, which
+//! are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
@@ -28,7 +29,7 @@ use serde_json::Value;
 
 use super::{
     CACHE_BYTES, UpkeepError,
-    batches::{BatchLine, batch_of},
+    batches::{BatchLine, NodeLine, batch_of},
     crons::{CronLine, cron_of},
     empty_dir, shards_of,
 };
@@ -69,6 +70,7 @@ enum Line {
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
+    Node(Box<NodeLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -129,6 +131,10 @@ struct JobLine {
     lane: u64,
     #[serde(default = "no_lease")]
     settled_lease: LeaseId,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    waits_for: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    after: Vec<JobId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     errors: Vec<JobError>,
     /// A payload that is text.
@@ -139,6 +145,10 @@ struct JobLine {
     payload_base64: Option<String>,
     /// What was pushed, but for the payload; its `run_at` is the job's.
     spec: Value,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 fn no_lease() -> LeaseId {
@@ -270,6 +280,7 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Node(node) => self.line(&Line::Node(Box::new(NodeLine::of(*node)))),
             Told::Outcome(_) => {}
         }
         match self.failure {
@@ -305,7 +316,11 @@ fn job_line(
     job: WholeJob,
     (namespace, queue): (NamespaceName, QueueName),
 ) -> Result<JobLine, serde_json::Error> {
-    let WholeJob { record, errors } = job;
+    let WholeJob {
+        record,
+        errors,
+        after,
+    } = job;
     let content = record.content.as_deref();
     let payload = content
         .map(|content| content.payload.clone())
@@ -330,6 +345,8 @@ fn job_line(
         releases: record.releases,
         lane: record.lane,
         settled_lease: record.settled_lease,
+        waits_for: record.waits_for,
+        after,
         errors,
         payload: text,
         payload_base64: base64,
@@ -372,7 +389,9 @@ fn spec_of(record: &JobRecord, content: &Content, queue: QueueName) -> JobSpec {
         unique: content.unique.clone(),
         key: content.key.clone(),
         batch: content.batch,
-        after: content.after.clone(),
+        name: content.node.as_ref().and_then(|node| node.name.clone()),
+        condition: content.node.as_ref().map(|node| node.condition),
+        on_dead: content.node.as_ref().map(|node| node.on_dead),
         retain_ms: content.retain_ms,
         ..JobSpec::new(content.kind.clone(), bytes::Bytes::new())
     }
@@ -452,6 +471,9 @@ impl Importer<'_> {
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
                 Line::Batch(batch) => self.batch(*batch, number)?,
+                Line::Node(node) => self
+                    .shard(number)?
+                    .take(Told::Node(Box::new((*node).row())))?,
             }
             progress(self.done.jobs);
         }
@@ -650,7 +672,8 @@ fn whole_job(
         queue,
         priority: priority.unwrap_or(ganger_protocol::limits::PRIORITY_DEFAULT),
         lane: line.lane,
-        run_at: run_at.filter(|_| line.state == JobState::Scheduled),
+        run_at: run_at.filter(|_| matches!(line.state, JobState::Scheduled | JobState::Blocked)),
+        waits_for: line.waits_for,
         closed_at: line.closed_at,
         reason: line.reason,
         attempt: line.attempt,
@@ -664,6 +687,7 @@ fn whole_job(
     Ok(WholeJob {
         record,
         errors: line.errors,
+        after: line.after,
     })
 }
 

@@ -47,6 +47,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         cancel_at: None,
         batch: None,
         waits_for: 0,
+        is_node: false,
         holds_unique: false,
         percent: None,
         note: None,
