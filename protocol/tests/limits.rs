@@ -281,7 +281,7 @@ fn what_a_job_says_of_those_that_it_waits_for() {
     for (count, expected) in [(1_000, Ok(())), (1_001, Err((LARGE, "after")))] {
         check_job(expected, |job| *job = waits(&vec!["a"; count]));
     }
-    check_cron(Err((BAD, "job.after")), |entry| *entry.job = waits(&["a"]));
+    check_cron(Err((BAD, "job.after")), |entry| entry.job = waits(&["a"]));
     check_cron(Err((BAD, "job.name")), |entry| {
         entry.job.name = Some("a".parse().unwrap());
     });

@@ -24,6 +24,7 @@ mod sessions;
 mod signals;
 mod unique;
 mod upkeep;
+mod workflows;
 
 use serde_json::{Value, json};
 

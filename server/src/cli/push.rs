@@ -585,6 +585,7 @@ mod tests {
     use ganger_protocol::{
         request::Operation,
         response::{PushReply, PushResult, ReplyBody},
+        workflow::{Condition, OnDead},
     };
 
     use super::{
@@ -717,7 +718,10 @@ mod tests {
             unique: serde_json::from_str("{\"key\":\"k\"}").unwrap(),
             key: Some(tag.clone()),
             batch: Some(BatchId(1)),
+            name: Some(tag.clone()),
             after: vec![tag],
+            condition: Some(Condition::Success),
+            on_dead: Some(OnDead::Hold),
             retain_ms: Some(DurationMs(1)),
             ..JobSpec::new("k".parse().unwrap(), Vec::new())
         };
