@@ -285,11 +285,10 @@ impl Engine {
 
     /// I13, as far as memory shows it: whoever is blocked waits for somebody, and nobody else does.
     pub(crate) fn check_workflows(&self) -> Result<(), String> {
-        let records = self.group.jobs.values().flatten();
-        let is_wrong = |record: &&Box<JobRecord>| {
-            (record.state == JobState::Blocked) != (record.waits_for > 0)
-        };
-        if let Some(record) = records.into_iter().find(is_wrong) {
+        let mut records = self.group.jobs.values().flatten();
+        let wrong =
+            records.find(|record| (record.state == JobState::Blocked) != (record.waits_for > 0));
+        if let Some(record) = wrong {
             let (id, state, waits_for) = (record.id, record.state, record.waits_for);
             return Err(format!("I13: {id} is {state} and waits for {waits_for}"));
         }
