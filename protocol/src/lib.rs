@@ -20,6 +20,7 @@ pub mod fuzzing;
 pub mod ids;
 pub mod job;
 pub mod limits;
+pub mod progress;
 pub mod queue;
 mod read;
 pub mod request;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{BatchId, JobId, SessionId, job::JobError, workflow::NodeState};
+use ganger_protocol::{BatchId, Bytes, JobId, SessionId, job::JobError, workflow::NodeState};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
@@ -67,6 +67,8 @@ pub enum Change {
     DeleteNodeEnd(BatchId, JobId),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
+    /// A result or a cursor.
+    PutBytes(JobId, BlobKind, Bytes),
     /// So many parts of a blob, whether they exist or not.
     DeleteBlob(JobId, BlobKind, u16),
     PutHead(HeadRecord),

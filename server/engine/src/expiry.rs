@@ -12,6 +12,7 @@ use crate::{
     command::Now,
     facts::{Fact, Facts, Need},
     records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
+    waits::ended_reply,
     window::{Head, HeadJob},
     workflow::node_of,
 };
@@ -122,16 +123,18 @@ impl Engine {
         self.close_as_expired(now, &record);
     }
 
-    /// A waiting job, taken out of where it waited, has expired: nothing of it is kept.
+    /// A waiting job, taken out of where it waited, has expired.
     fn close_as_expired(&mut self, now: Now, record: &JobRecord) {
         self.count(record.queue, Some(record.state), Some(JobState::Expired));
         self.pass_key(record, record.state, Some(JobState::Expired));
         let before = Standing::of_job(record.state, record.attempt, record.releases);
         self.move_member(now, record.batch, before, Standing::Expired);
         self.unwatch_expiry(record.id, expiry_of(record));
-        self.group.delete_job(record);
+        let retention = self.retention_of(record);
+        self.retain(now, record, JobState::Expired, retention);
         self.job_is_over(now, record.id);
         self.node_is_over(node_of(record), NodeState::Expired);
+        self.tell_waits(record.id, |_| Ok(ended_reply(JobState::Expired, now.wall)));
     }
 
     /// A job waits: it may expire.

@@ -31,6 +31,8 @@ pub(crate) struct Lease {
     pub(crate) batch: Option<BatchId>,
     /// Whether other jobs may wait for its job; `false` too while `key` is unread.
     pub(crate) is_node: bool,
+    /// Whether its job may have to be kept once it is acked, as its push or its queue said.
+    pub(crate) retains: bool,
     /// Its job is cancelled, and it is revoked then.
     pub(crate) cancel_at: Option<Timestamp>,
     /// Where its latest record stands; `None` while that is in the open group.

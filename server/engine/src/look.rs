@@ -41,6 +41,8 @@ impl Engine {
             view.attempt = lease.attempt;
         }
         (view.after, view.awaited_by) = self.edges_shown(job, facts);
+        view.cursor = record.cursor().cloned();
+        view.result = self.result_of(&record, facts);
         if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(job)) {
             view.errors.clone_from(errors);
         }

@@ -67,7 +67,7 @@ impl Engine {
         let batches = push.jobs.iter().filter_map(|job| job.batch);
         needs.extend(self.needs_to_join(batches, push.by));
         if push.atomic {
-            needs.extend(self.needs_to_wait(&push.jobs, facts));
+            needs.extend(self.needs_of_after(&push.jobs, facts));
         }
         needs
     }
@@ -350,6 +350,8 @@ impl Engine {
             backoff: None,
             dead_max: None,
             dead_retention_ms: None,
+            retain_ms: None,
+            retained_max: None,
             counters: Counters::default(),
         });
         self.stand_in(number);

@@ -23,6 +23,7 @@ use crate::{
     schedule::Schedule,
     session::{Session, Sessions},
     waiters::Waiters,
+    waits::Waits,
     workflow::Workflows,
 };
 
@@ -55,6 +56,7 @@ impl Engine {
             leases: Leases::remembering(options.settled_max),
             sessions: Sessions::default(),
             waiters: Waiters::default(),
+            waits: Waits::default(),
             schedule: Schedule::unknown(),
             producers: Producers::default(),
             crons: Crons::default(),
@@ -76,7 +78,7 @@ impl Engine {
             }
             let number = queue.number;
             engine.queues.insert(queue);
-            engine.watch_dead(number);
+            engine.watch_all_closed(number);
         }
         for cron in recovered.crons {
             engine.crons.recover(cron);
@@ -193,6 +195,9 @@ impl Engine {
             None => (None, None),
         };
         let key = self.key_of_lease(record.job, content);
+        let retains = content.and_then(|content| content.retain_ms);
+        let of_queue = self.queues.find(queue);
+        let retains = retains.or_else(|| of_queue?.record.retain_ms);
         let ttl = self
             .sessions
             .find(record.session)
@@ -229,6 +234,7 @@ impl Engine {
                 key,
                 batch,
                 is_node: content.is_some_and(|content| content.node.is_some()),
+                retains: retains.is_some(),
                 cancel_at,
                 part: Some(part),
             },

@@ -266,11 +266,7 @@ impl Run {
             acks = reply
                 .jobs
                 .iter()
-                .map(|job| AckItem {
-                    job: job.id,
-                    lease: job.lease,
-                    result: None,
-                })
+                .map(|job| AckItem::of(job.id, job.lease))
                 .collect();
         }
     }
@@ -369,6 +365,7 @@ mod tests {
             pushed_at: Timestamp(0),
             tags: Vec::new(),
             batch: None,
+            cursor: None,
         }
     }
 

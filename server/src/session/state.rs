@@ -53,6 +53,7 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
                 if !open.session =>
@@ -66,9 +67,11 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
+            | Operation::Wait(_)
             | Operation::JobCancel(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
@@ -126,9 +129,11 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::JobCancel(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
@@ -166,8 +171,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        BatchId, JobId, JobSpec, LeaseId,
+        BatchId, DurationMs, JobId, JobSpec, LeaseId,
         cron::CronSet,
+        progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchGraph, BatchList, BatchName, CronList, CronNames, CronRun,
@@ -214,10 +220,15 @@ mod tests {
             Operation::Fail(Fail { leases: vec![] }),
             Operation::Release(Release { leases: vec![] }),
             Operation::Extend(Extend { leases: vec![] }),
+            Operation::Progress(Progress { leases: vec![] }),
             Operation::Heartbeat(Heartbeat {}),
             Operation::Goodbye(Goodbye {}),
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
+            }),
+            Operation::Wait(Wait {
+                job: JobId::from_bytes([0; 24]),
+                wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
             Operation::DeadList(list),
@@ -296,6 +307,7 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "wait",
             "job_cancel",
             "dead_list",
             "dead_revive",
@@ -374,11 +386,7 @@ mod tests {
             .map(|operation| operation.op())
             .collect();
         assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
-        let ack = AckItem {
-            job: JobId::from_bytes([0; 24]),
-            lease: LeaseId(1),
-            result: None,
-        };
+        let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],
             ..Fetch::default()

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ganger_engine::records::{
-    Bits, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, Node,
-    OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
-    RunKey, SessionRecord, UniqueRecord,
+    Bits, Content, Entry, GroupNumber, HeadRecord, JobProgress, JobRecord, Lane, LeaseRecord,
+    LeftRun, Node, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
+    QueueRecord, Run, RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,
@@ -420,7 +420,10 @@ fn node(reader: &mut Reader<'_>) -> Result<Node, Malformed> {
     Ok(Node {
         name: match reader.text()? {
             "" => None,
-            name => Some(name.parse().map_err(|_| Malformed("a name is none"))?),
+            name => Some(
+                name.parse()
+                    .map_err(|_illegal| Malformed("a name is none"))?,
+            ),
         },
         condition: match reader.u8()? {
             1 => Condition::Success,
@@ -606,6 +609,9 @@ const IS_NODE: u64 = 1 << 12;
 /// Appends the record of a job; its id stands in its key, its group in its header.
 pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
     let inline = job.content.as_ref().filter(|_| job.spilled_parts == 0);
+    let progress = job.progress.as_deref();
+    let percent = progress.and_then(|progress| progress.percent);
+    let note = progress.and_then(|progress| progress.note.as_ref());
     let flags = [
         (RUN_AT, job.run_at.is_some()),
         (PLACE, job.place.is_some()),
@@ -615,8 +621,8 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         (CANCEL_AT, job.cancel_at.is_some()),
         (IN_BATCH, job.batch.is_some()),
         (HOLDS_UNIQUE, job.holds_unique),
-        (PERCENT, job.percent.is_some()),
-        (NOTE, job.note.is_some()),
+        (PERCENT, percent.is_some()),
+        (NOTE, note.is_some()),
         (IS_NODE, job.is_node),
     ];
     let flags = flags
@@ -645,7 +651,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         put_varint(out, u64::from(*parts));
     }
     out.push(job.error_first);
-    for parts in [job.spilled_parts, job.cursor_parts, job.result_parts] {
+    for parts in [job.spilled_parts, job.cursor_parts(), job.result_parts] {
         put_varint(out, u64::from(parts));
     }
     let times = [
@@ -667,10 +673,10 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
             DeadReason::Poison => 3,
         });
     }
-    if let Some(percent) = job.percent {
+    if let Some(percent) = percent {
         out.push(percent);
     }
-    if let Some(note) = &job.note {
+    if let Some(note) = note {
         put_bytes(out, note.as_bytes());
     }
     if let Some(content) = inline {
@@ -711,15 +717,20 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
             .collect::<Result<_, _>>()?,
         error_first: reader.u8()?,
         spilled_parts: reader.narrow()?,
-        cursor_parts: reader.narrow()?,
+        progress: Some(reader.narrow()?)
+            .filter(|parts| *parts > 0)
+            .map(|cursor_parts| {
+                Box::new(JobProgress {
+                    cursor_parts,
+                    ..JobProgress::default()
+                })
+            }),
         result_parts: reader.narrow()?,
         content: None,
         cancel_at: None,
         batch: None,
         holds_unique: has(HOLDS_UNIQUE),
         is_node: has(IS_NODE),
-        percent: None,
-        note: None,
     };
     if has(RUN_AT) {
         job.run_at = Some(Timestamp(reader.varint()?));
@@ -745,10 +756,10 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         });
     }
     if has(PERCENT) {
-        job.percent = Some(reader.u8()?);
+        job.progress.get_or_insert_default().percent = Some(reader.u8()?);
     }
     if has(NOTE) {
-        job.note = Some(reader.text()?.to_owned());
+        job.progress.get_or_insert_default().note = Some(reader.text()?.to_owned());
     }
     if has(CONTENT) {
         job.content = Some(Arc::new(content(reader)?));
@@ -1031,6 +1042,8 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
     put_optional(out, queue.timeout_ms.map(|timeout| timeout.0));
     put_optional(out, queue.dead_max);
     put_optional(out, queue.dead_retention_ms.map(|retention| retention.0));
+    put_optional(out, queue.retain_ms.map(|retention| retention.0));
+    put_optional(out, queue.retained_max);
     match &queue.backoff {
         None => out.push(0),
         Some(backoff) => {
@@ -1045,6 +1058,9 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
         counters.ready,
         counters.leased,
         counters.dead,
+        counters.done_kept,
+        counters.cancelled_kept,
+        counters.expired_kept,
         counters.pushed,
         counters.done,
         counters.cancelled,
@@ -1085,6 +1101,8 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
         timeout_ms: optional(&mut reader)?.map(DurationMs),
         dead_max: optional(&mut reader)?,
         dead_retention_ms: optional(&mut reader)?.map(DurationMs),
+        retain_ms: optional(&mut reader)?.map(DurationMs),
+        retained_max: optional(&mut reader)?,
         backoff: match reader.u8()? {
             0 => None,
             1 => Some(Box::new(policy(&mut reader)?)),
@@ -1096,6 +1114,9 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
             ready: reader.varint()?,
             leased: reader.varint()?,
             dead: reader.varint()?,
+            done_kept: reader.varint()?,
+            cancelled_kept: reader.varint()?,
+            expired_kept: reader.varint()?,
             pushed: reader.varint()?,
             done: reader.varint()?,
             cancelled: reader.varint()?,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::{
     facts::NodeRow,
@@ -53,6 +54,8 @@ pub struct WholeJob {
     pub errors: Vec<JobError>,
     /// `blocked`: the jobs that it waits for and that may still come.
     pub after: Vec<JobId>,
+    /// The result, when it has one.
+    pub result: Option<Bytes>,
 }
 
 /// Where what a store says goes, and what cannot be said.
@@ -250,6 +253,7 @@ impl Teller<'_> {
             record,
             errors: Vec::new(),
             after: Vec::new(),
+            result: None,
         })))
     }
 
@@ -322,6 +326,10 @@ impl Teller<'_> {
                 Err(error) => return Err(error),
             }
         }
+        let result = match record.result_parts {
+            0 => None,
+            _ => self.bytes(&id, BlobKind::Result, "its result is gone")?,
+        };
         if record.state == JobState::Leased {
             record.state = JobState::Ready;
         }
@@ -329,6 +337,7 @@ impl Teller<'_> {
         self.listener.told(Told::Job(Box::new(WholeJob {
             record,
             errors,
+            result,
             after,
         })))
     }
@@ -371,6 +380,22 @@ impl Teller<'_> {
             Some(row) => self.listener.told(Told::Node(Box::new(row))),
             None => Ok(()),
         }
+    }
+
+    /// The bytes of a blob; what is damaged or gone is told.
+    fn bytes(
+        &mut self,
+        id: &JobId,
+        kind: BlobKind,
+        gone: &str,
+    ) -> Result<Option<Bytes>, StoreError> {
+        match self.store.bytes_of(id, kind) {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => self.listener.lost(format!("job {id}: {gone}")),
+            Err(error @ StoreError::Damaged { .. }) => self.listener.lost(describe(&error)),
+            Err(error) => return Err(error),
+        }
+        Ok(None)
     }
 
     fn cron(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {

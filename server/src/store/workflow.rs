@@ -58,7 +58,10 @@ pub(super) fn node(batch: BatchId, job: JobId, body: &[u8]) -> Result<NodeRecord
         kind: reader.parsed()?,
         name: match reader.text()? {
             "" => None,
-            name => Some(name.parse().map_err(|_| Malformed("a name is none"))?),
+            name => Some(
+                name.parse()
+                    .map_err(|_illegal| Malformed("a name is none"))?,
+            ),
         },
         after: (0..reader.count()?)
             .map(|_| job_id(reader))

@@ -367,6 +367,34 @@ fn a_blocked_job_expires() {
 }
 
 #[test]
+fn a_job_that_is_kept_for_a_time_is_over_all_the_same() {
+    let kept = |node: JobSpec| JobSpec {
+        retain_ms: Some(DAY),
+        ..node
+    };
+    let mut world = World::new();
+    let ids = world.push_graph(vec![
+        kept(node("first", &[])),
+        kept(node("then", &["first"])),
+        kept(node("last", &["then"])),
+    ]);
+    let worker = world.worker();
+    world.commit();
+    world.run(worker, "first");
+    assert_eq!(world.state(ids[0]), Some(JobState::Done));
+    assert_eq!(world.state(ids[1]), Some(JobState::Ready));
+    world.cancel_one(ids[1]);
+    world.tick();
+    assert_eq!(world.state(ids[1]), Some(JobState::Cancelled));
+    assert_eq!(world.state(ids[2]), Some(JobState::Cancelled));
+    assert_eq!(world.seen(ids[2]).waits_for, 0);
+    world.commit();
+    world.store.check_edges();
+    assert!(world.store.edges.is_empty());
+    world.check_over();
+}
+
+#[test]
 fn the_clock_set_back_delays_nobody() {
     let mut world = World::new();
     let ids = world.push_graph(vec![node("first", &[]), node("then", &["first"])]);

@@ -35,7 +35,7 @@ pub(crate) fn node(batch: BatchId, spec: &JobSpec) -> NodeRecord {
 impl Engine {
     /// What must be read before jobs can wait for others that were pushed before: these, and of
     /// those that are not kept what their batch knows.
-    pub(crate) fn needs_to_wait(&self, jobs: &[JobSpec], facts: &Facts) -> Vec<Need> {
+    pub(crate) fn needs_of_after(&self, jobs: &[JobSpec], facts: &Facts) -> Vec<Need> {
         // What is wrong with them is told when they are pushed.
         if !jobs.iter().any(|job| !job.after.is_empty()) {
             return Vec::new();

@@ -57,22 +57,27 @@ impl Builder {
             };
             span = span.behind(end);
             for awaited in rows.iter().filter_map(|(key, _)| Some(key.to_edge()?.1)) {
-                if last.replace(awaited) != Some(awaited) && !self.may_be_done(&awaited)? {
-                    self.changes.push(Change::PutTimer(timer(awaited, false)));
+                if last.replace(awaited) == Some(awaited) {
+                    continue;
+                }
+                let state = self.state_of(&awaited)?;
+                if state.is_none_or(JobState::is_terminal) {
+                    let is_done = state == Some(JobState::Done);
+                    self.changes.push(Change::PutTimer(timer(awaited, is_done)));
                 }
             }
             self.write()?;
         }
     }
 
-    fn may_be_done(&self, job: &JobId) -> Result<bool, StoreError> {
+    fn state_of(&self, job: &JobId) -> Result<Option<JobState>, StoreError> {
         let key = Key::job(job);
         let Some(value): Option<Bytes> = self.table.read(&key)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let opened = records::open_value(key.as_slice(), &value, GROUP);
         let record = opened.and_then(|(group, body)| records::job(*job, group, body));
         let record = record.map_err(damaged(&key))?;
-        Ok(!record.state.is_terminal())
+        Ok(Some(record.state))
     }
 }
