@@ -262,10 +262,10 @@ fn waits(after: &[&str]) -> JobSpec {
 fn what_a_job_says_of_those_that_it_waits_for() {
     check_job(Ok(()), |job| *job = waits(&["a"]));
     check_job(Err((BAD, "if")), |job| {
-        job.condition = Some(Condition::Success)
+        job.condition = Some(Condition::Success);
     });
     check_job(Err((BAD, "on_dead")), |job| {
-        job.on_dead = Some(OnDead::Hold)
+        job.on_dead = Some(OnDead::Hold);
     });
     check_job(Err((BAD, "on_dead")), |job| {
         *job = waits(&["a"]);
