@@ -39,17 +39,19 @@ pub(crate) async fn run(url: &str) -> Result<(), Box<dyn std::error::Error>> {
     let stopping = stop.clone();
     let worker = Worker::builder(options)
         .queues(["books"])
-        .handler(move |job, context| work(job, context, stopping.clone()))
+        .handler(move |job: LeasedJob, _context: Context| {
+            work(&job, &stopping);
+            async { Ok::<(), Failure>(()) }
+        })
         .build()?;
     worker.run(stop).await?;
     client.close().await;
     Ok(())
 }
 
-async fn work(job: LeasedJob, _context: Context, stop: CancellationToken) -> Result<(), Failure> {
+fn work(job: &LeasedJob, stop: &CancellationToken) {
     println!("{}", job.kind);
     if job.kind.as_str() == "bind" {
         stop.cancel();
     }
-    Ok(())
 }
