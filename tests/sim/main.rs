@@ -20,6 +20,7 @@ mod replies;
 mod trace;
 mod trouble;
 mod workers;
+mod workflows;
 mod world;
 
 use std::{

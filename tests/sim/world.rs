@@ -28,6 +28,7 @@ use crate::{
     history::{Checked, History},
     plan::Plan,
     trace::Trace,
+    workflows::Workflows,
 };
 
 /// The secret of every store.
@@ -43,6 +44,7 @@ pub struct World {
     pub clients: Clients,
     pub crons: Crons,
     pub batches: Batches,
+    pub workflows: Workflows,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
     pub server: Option<Server>,
@@ -126,6 +128,7 @@ impl World {
             clients: Clients::new(&plan),
             crons: Crons::default(),
             batches: Batches::default(),
+            workflows: Workflows::default(),
             rng,
             plan,
             clock: Clock::new(),
