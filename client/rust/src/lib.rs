@@ -63,6 +63,7 @@ mod failure;
 mod handshake;
 mod in_flight;
 mod job;
+mod jobs;
 mod options;
 mod progress;
 mod queues;

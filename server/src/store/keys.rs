@@ -314,6 +314,11 @@ impl Key {
         Self::of(Prefix::Run).with(&queue.0.to_be_bytes())
     }
 
+    /// The beginning of all runs of a queue of one priority.
+    pub fn priority_runs(queue: QueueNumber, priority: u8) -> Self {
+        Self::queue_runs(queue).with(&[u8::MAX - priority])
+    }
+
     /// The beginning of the records of all jobs that were born in a queue.
     pub fn queue_jobs(shard: u16, queue: QueueNumber) -> Self {
         Self::of(Prefix::Job)

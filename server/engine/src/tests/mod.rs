@@ -11,6 +11,7 @@ mod order;
 mod producers;
 mod progress;
 mod purge;
+mod reschedule;
 mod retention;
 mod retries;
 mod sessions;
