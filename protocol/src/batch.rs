@@ -64,7 +64,7 @@ pub struct BatchOpen {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// The job to push when every member was tried once. A callback has neither `run_at`,
-    /// `delay_ms`, `unique` nor `batch`; together they take ≤ 5 KiB.
+    /// `delay_ms`, `unique`, `batch`, `name` nor `after`; together they take ≤ 5 KiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_complete: Option<Box<JobSpec>>,
     /// The job to push when every member is done.
@@ -130,6 +130,7 @@ fn check_callback(event: BatchEvent, job: &JobSpec, limits: &Limits) -> Result<(
         let message = "a callback is a member of no batch";
         return Err(WireError::bad_request("batch", message));
     }
+    job.check_alone("a callback waits for its batch and for no job")?;
     let own = [BATCH_HEADER, EVENT_HEADER];
     if let Some(header) = own.iter().find(|own| job.headers.contains_key(**own)) {
         let message = format!("the header {header} is the server's own");

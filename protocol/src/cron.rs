@@ -257,6 +257,8 @@ impl CronSet {
             let message = "a cron entry keeps its jobs apart by overlap, not by a unique key";
             return Err(WireError::bad_request("unique", message));
         }
+        self.job
+            .check_alone("a cron entry pushes its jobs one by one")?;
         if self.job.batch.is_some() {
             let message = "a batch is over before a cron entry is";
             return Err(WireError::bad_request("batch", message));

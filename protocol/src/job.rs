@@ -14,6 +14,7 @@ use crate::{
     request::check_delay,
     retry::RetryPolicy,
     time::{DurationMs, INTEGER_MAX, Timestamp},
+    workflow::{Condition, OnDead},
 };
 
 /// String pairs that travel with a job untouched, such as `traceparent`.
@@ -70,9 +71,20 @@ pub struct JobSpec {
     /// The batch that it joins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
-    /// Refused in this version: the jobs to wait for.
+    /// By which other jobs of the same push wait for it; in a batch, by its id, later ones too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Tag>,
+    /// The jobs that it waits for, ≤ 1000: names in the same push, which must be atomic, or ids of
+    /// jobs of its own batch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Tag>,
+    /// With `after`: which end of those jobs lets it go on; default `success`.
+    #[serde(rename = "if", default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<Condition>,
+    /// With `after` and `if` success: what becomes of it when one of those jobs ends otherwise;
+    /// default `cancel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_dead: Option<OnDead>,
     /// How long the job stays visible once it is done, cancelled or expired, in ms, 0…ten years;
     /// default the queue's, else 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,7 +173,10 @@ impl JobSpec {
             unique: None,
             key: None,
             batch: None,
+            name: None,
             after: Vec::new(),
+            condition: None,
+            on_dead: None,
             retain_ms: None,
         }
     }
@@ -206,6 +221,7 @@ impl JobSpec {
         if let Some(unique) = &self.unique {
             unique.check().map_err(|error| error.within("unique"))?;
         }
+        self.check_after()?;
         self.check_served()
     }
 
@@ -277,10 +293,7 @@ impl JobSpec {
 
     /// Refuses what this version stores but does not serve yet, rather than to ignore it.
     fn check_served(&self) -> Result<(), WireError> {
-        let unserved = [
-            ("key", self.key.is_some()),
-            ("after", !self.after.is_empty()),
-        ];
+        let unserved = [("key", self.key.is_some())];
         match unserved.iter().find(|(_, present)| *present) {
             None => Ok(()),
             Some((field, _)) => Err(WireError {
@@ -476,7 +489,7 @@ pub struct JobView {
     pub tags: Vec<Tag>,
     /// When it was pushed.
     pub pushed_at: Timestamp,
-    /// `scheduled`: when it becomes ready.
+    /// `scheduled`: when it becomes ready. `blocked`: not before that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_at: Option<Timestamp>,
     /// When it expires unless a worker has it.
@@ -488,6 +501,24 @@ pub struct JobView {
     /// The batch that it is a member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
+    /// Its name in its push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Tag>,
+    /// `blocked`: jobs that it waits for, among them those that will not come any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waits_for: u32,
+    /// `blocked`: the first hundred of them that are kept; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<JobId>,
+    /// `blocked`: which end of theirs lets it go on.
+    #[serde(rename = "if", default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<Condition>,
+    /// `blocked`: what becomes of it when one of them ends otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_dead: Option<OnDead>,
+    /// The first hundred jobs that wait for it; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub awaited_by: Vec<JobId>,
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,

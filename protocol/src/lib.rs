@@ -31,6 +31,7 @@ pub mod retry;
 pub mod scan;
 pub mod task;
 pub mod time;
+pub mod workflow;
 mod write;
 
 pub use bytes::Bytes;

@@ -180,6 +180,15 @@ pub const BATCH_OPEN_MAX: DurationMs = DurationMs::from_hours(24);
 /// How long a batch stays visible once it is settled.
 pub const BATCH_RETENTION: DurationMs = DurationMs::from_hours(24 * 7);
 
+/// Jobs that one job may wait for: as many as one request can push beside it.
+pub const AFTER_MAX: usize = 1_000;
+
+/// What the jobs of one push may wait for together. Each is two small records.
+pub const EDGES_MAX: usize = 5_000;
+
+/// Jobs that wait, or are waited for, in the view of one job.
+pub const EDGES_SHOWN: usize = 100;
+
 /// Redirects that a client follows for one connection.
 pub const REDIRECTS_MAX: usize = 3;
 

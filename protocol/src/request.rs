@@ -151,6 +151,8 @@ operations! {
     BatchCommit(BatchName) = "batch_commit",
     /// Shows a batch.
     BatchShow(BatchName) = "batch_show",
+    /// Shows the graph of a batch.
+    BatchGraph(BatchGraph) = "batch_graph",
     /// Lists batches.
     BatchList(BatchList) = "batch_list",
     /// Starts a task: does something to all jobs of a filter.
@@ -572,6 +574,19 @@ pub struct BatchName {
     pub batch: BatchId,
 }
 
+/// Shows the jobs of a batch that were named or wait, in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchGraph {
+    /// The batch.
+    pub batch: BatchId,
+    /// Where the last page ended, as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<JobId>,
+    /// Jobs of the page, 1…1000; default 100.
+    #[serde(default = "page")]
+    pub limit: u32,
+}
+
 /// Lists batches in the order in which they were opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchList {
@@ -711,6 +726,7 @@ impl Operation {
             Self::CronShow(show) => check_range("next", 0, limits::CRON_NEXT_MAX, show.next),
             Self::BatchOpen(open) => open.check(limits),
             Self::BatchList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
+            Self::BatchGraph(graph) => check_range("limit", 1, limits::PAGE_MAX, graph.limit),
             Self::BatchCommit(BatchName { .. })
             | Self::BatchShow(BatchName { .. })
             | Self::CronRun(CronRun { .. })

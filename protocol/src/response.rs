@@ -23,6 +23,7 @@ use crate::{
     scan::scan,
     task::{TaskView, TasksReply},
     time::{DurationMs, Timestamp},
+    workflow::NodeView,
     write,
 };
 
@@ -365,6 +366,16 @@ pub struct CronRunReply {
     pub id: JobId,
 }
 
+/// Answers `batch_graph`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphReply {
+    /// The page. It ends early where it has 5000 jobs that others were to wait for.
+    pub nodes: Vec<NodeView>,
+    /// Where the next page goes on; absent when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<JobId>,
+}
+
 /// Answers `batch_list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchesReply {
@@ -497,6 +508,8 @@ replies! {
     CronRun(CronRunReply) = "cron_run",
     /// To `batch_open`, `batch_commit` and `batch_show`.
     Batch(Box<BatchView>) = "batch_open" | "batch_commit" | "batch_show",
+    /// To `batch_graph`.
+    Graph(GraphReply) = "batch_graph",
     /// To `batch_list`.
     Batches(BatchesReply) = "batch_list",
     /// To `task_start`, `task_get` and `task_cancel`.

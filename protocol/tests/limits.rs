@@ -22,6 +22,7 @@ use ganger_protocol::{
     request::*,
     retry::Curve,
     time::INTEGER_MAX,
+    workflow::{Awaited, Condition, OnDead, awaited},
 };
 
 const BAD: ErrorCode = ErrorCode::BadRequest;
@@ -253,12 +254,70 @@ fn backoff_of_a_job() {
     );
 }
 
+fn waits(after: &[&str]) -> JobSpec {
+    let mut job = JobSpec::new("kind".parse().unwrap(), Bytes::new());
+    job.after = after.iter().map(|name| name.parse().unwrap()).collect();
+    job
+}
+
+#[test]
+fn what_a_job_says_of_those_that_it_waits_for() {
+    check_job(Ok(()), |job| *job = waits(&["a"]));
+    check_job(Err((BAD, "if")), |job| {
+        job.condition = Some(Condition::Success);
+    });
+    check_job(Err((BAD, "on_dead")), |job| {
+        job.on_dead = Some(OnDead::Hold);
+    });
+    check_job(Err((BAD, "on_dead")), |job| {
+        *job = waits(&["a"]);
+        (job.condition, job.on_dead) = (Some(Condition::Settled), Some(OnDead::Cancel));
+    });
+    check_job(Ok(()), |job| {
+        *job = waits(&["a"]);
+        (job.condition, job.on_dead) = (Some(Condition::Success), Some(OnDead::Hold));
+    });
+    for (count, expected) in [(1_000, Ok(())), (1_001, Err((LARGE, "after")))] {
+        check_job(expected, |job| *job = waits(&vec!["a"; count]));
+    }
+    check_cron(Err((BAD, "job.after")), |entry| entry.job = waits(&["a"]));
+    check_cron(Err((BAD, "job.name")), |entry| {
+        entry.job.name = Some("a".parse().unwrap());
+    });
+    check_batch(Err((BAD, "on_success.after")), |open| {
+        open.on_success = Some(Box::new(waits(&["a"])));
+    });
+}
+
+#[test]
+fn names_hold_within_a_push_and_ids_beyond_it() {
+    let id = JobId::from_bytes([7; 24]);
+    let named = |name: &str, after: &[&str]| JobSpec {
+        name: Some(name.parse().unwrap()),
+        ..waits(after)
+    };
+    let jobs = [
+        named("b", &["a", &id.to_string()]),
+        named("a", &[]),
+        waits(&["b"]),
+    ];
+    let expected = [
+        vec![Awaited::Nth(1), Awaited::Job(id)],
+        vec![],
+        vec![Awaited::Nth(0)],
+    ];
+    assert_eq!(awaited(&jobs).unwrap(), expected);
+    // Whatever looks like an id is a name where a job has it.
+    let text = id.to_string();
+    let jobs = [named(&text, &[]), waits(&[&text])];
+    assert_eq!(awaited(&jobs).unwrap(), [vec![], vec![Awaited::Nth(0)]]);
+}
+
 #[test]
 fn fields_that_are_not_served_are_refused_by_name() {
     let name = || "name".parse().unwrap();
     let refused = |field| Err((ErrorCode::UnsupportedOp, field));
     check_job(refused("key"), |job| job.key = Some(name()));
-    check_job(refused("after"), |job| job.after = vec![name()]);
 }
 
 #[test]

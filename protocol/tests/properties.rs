@@ -26,6 +26,7 @@ use ganger_protocol::{
     retry::Curve,
     task::{OneTask, TaskAction, TaskList, TaskStart},
     time::INTEGER_MAX,
+    workflow::{Condition, OnDead},
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -133,7 +134,15 @@ fn job() -> impl Strategy<Value = JobSpec> {
         option::of(unique()),
         option::of(name::<Tag>()),
         option::of(any::<u64>().prop_map(BatchId)),
-        vec(name::<Tag>(), 0..3),
+        (
+            option::of(name::<Tag>()),
+            vec(name::<Tag>(), 0..3),
+            option::of(proptest::sample::select(vec![
+                Condition::Success,
+                Condition::Settled,
+            ])),
+            option::of(proptest::sample::select(vec![OnDead::Cancel, OnDead::Hold])),
+        ),
         option::of(ms()),
     );
     (what, when, how, unserved).prop_map(|(what, when, how, unserved)| JobSpec {
@@ -153,7 +162,10 @@ fn job() -> impl Strategy<Value = JobSpec> {
         unique: unserved.1.map(Box::new),
         key: unserved.2,
         batch: unserved.3,
-        after: unserved.4,
+        name: unserved.4.0,
+        after: unserved.4.1,
+        condition: unserved.4.2,
+        on_dead: unserved.4.3,
         retain_ms: unserved.5,
     })
 }
@@ -494,6 +506,13 @@ fn operation() -> impl Strategy<Value = Operation> {
         any::<u64>().prop_map(|batch| Operation::BatchCommit(BatchName {
             batch: BatchId(batch)
         })),
+        (any::<u64>(), option::of(job_id()), any::<u32>()).prop_map(|(batch, cursor, limit)| {
+            Operation::BatchGraph(BatchGraph {
+                batch: BatchId(batch),
+                cursor,
+                limit,
+            })
+        }),
         any::<u64>().prop_map(|batch| Operation::BatchShow(BatchName {
             batch: BatchId(batch)
         })),

@@ -150,6 +150,7 @@ impl Verb {
             | Operation::CronList(_)
             | Operation::CronShow(_)
             | Operation::BatchShow(_)
+            | Operation::BatchGraph(_)
             | Operation::BatchList(_)
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
@@ -566,6 +567,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::CronResume(_)
         | Operation::CronRun(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::JobGet(_)
         | Operation::Wait(_)
@@ -783,9 +785,9 @@ mod tests {
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
-            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel, JobGet, Push,
-            QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, BatchGraph, BatchList, BatchName, CronList, CronNames, CronRun,
+            CronShow, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel,
+            JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
         task::{OneTask, TaskAction, TaskList},
     };
@@ -941,6 +943,14 @@ mod tests {
             (Operation::BatchCommit(batch), Verb::Push),
             (Operation::BatchShow(batch), Verb::Inspect),
             (
+                Operation::BatchGraph(BatchGraph {
+                    batch: BatchId(1),
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
+            (
                 Operation::BatchList(BatchList {
                     settled: false,
                     cursor: None,
@@ -1006,6 +1016,7 @@ mod tests {
             "stats",
             "backup",
             "batch_show",
+            "batch_graph",
             "batch_list",
         ];
         for (name, own) in [

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use ganger_engine::command::ConnectionId;
 use ganger_protocol::{
-    BatchId, DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, RetryPolicy, SessionId,
-    Timestamp, WireError,
+    BatchId, DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, QueueName, RetryPolicy,
+    SessionId, Timestamp, WireError,
     batch::{
         BATCH_HEADER, BatchCounters, BatchEvent, BatchOpen, BatchState, BatchView, EVENT_HEADER,
     },
@@ -36,12 +36,13 @@ const BATCHES_MAX: usize = 10;
 #[derive(Debug)]
 pub enum AskedBatch {
     Open(usize),
-    /// Which batch, and whether it was open and nobody had asked to commit it.
-    Push(usize, bool),
+    /// Which batch, whether it was open and nobody had asked to commit it, and the names of the jobs.
+    Push(usize, bool, Vec<Option<String>>),
     Commit(usize),
     Fetch,
     Answer,
     Dead,
+    Cancel,
 }
 
 /// What is known of batches.
@@ -98,6 +99,11 @@ fn queue<T: std::str::FromStr<Err: std::fmt::Debug>>(prefix: char, nth: usize) -
     format!("{prefix}{nth}").parse().expect("a legal name")
 }
 
+/// The queue of the members of a batch.
+pub fn members_of(nth: usize) -> Option<QueueName> {
+    Some(queue('m', nth))
+}
+
 fn lease(job: &GrantedJob) -> LeaseRef {
     LeaseRef {
         job: job.id,
@@ -121,6 +127,7 @@ impl World {
                 }
             }
             10 => self.change_dead_members(),
+            12 if self.rng.u32(..4) == 0 => self.cancel_member(),
             11 if self.rng.u32(..4) == 0 => {
                 self.trace
                     .note(self.elapsed(), "the worker of batches dies", &[]);
@@ -131,7 +138,7 @@ impl World {
         }
     }
 
-    fn take_batches_from(&mut self) -> From {
+    pub fn take_batches_from(&mut self) -> From {
         From {
             connection: self.connect(),
             namespace: namespace(),
@@ -182,9 +189,14 @@ impl World {
             return Ok(());
         };
         let count = self.rng.usize(1..5);
-        let jobs = (0..count).map(|_| self.new_member(nth, batch)).collect();
+        let mut jobs: Vec<JobSpec> = (0..count).map(|_| self.new_member(nth, batch)).collect();
+        let is_graph = self.rng.bool();
+        let is_doubtful = is_graph && self.connect_members(batch, &mut jobs);
+        let names = jobs.iter().map(|job| job.name.as_ref());
+        let names = names.map(|name| name.map(ToString::to_string)).collect();
         let push = Push {
             by: member.map(lease),
+            atomic: is_graph,
             ..Push::of(jobs)
         };
         self.trace.note(
@@ -192,9 +204,9 @@ impl World {
             "{} jobs are added to batch {}",
             &[count as u64, nth as u64],
         );
-        let is_open = member.is_none() && !self.batches.all[nth].is_closing;
+        let is_open = member.is_none() && !self.batches.all[nth].is_closing && !is_doubtful;
         let from = self.take_batches_from();
-        let asked = Asked::Batch(AskedBatch::Push(nth, is_open));
+        let asked = Asked::Batch(AskedBatch::Push(nth, is_open, names));
         self.request(&from, Operation::Push(push), asked)
     }
 
@@ -240,6 +252,9 @@ impl World {
             limit: Some(self.rng.u32(1..4)),
             ..DeadSelect::default()
         };
+        if let Some(batch) = self.batches.all[nth].id {
+            self.members_revived(batch);
+        }
         let operation = match self.rng.bool() {
             true => Operation::DeadRevive(select),
             false => Operation::DeadPurge(select),
@@ -286,6 +301,9 @@ impl World {
                 true => ack(&job),
                 false => self.draw_answer(&job)?,
             };
+            if matches!(operation, Operation::Ack(_)) {
+                self.member_acked(&job);
+            }
             return self.request(&from, operation, asked);
         }
         if std::mem::replace(&mut self.batches.is_fetching, true) {
@@ -348,7 +366,10 @@ impl World {
             }
             // Its parent took no more members.
             (AskedBatch::Open(_), Err(error)) if is_refusal(&error) => Ok(()),
-            (AskedBatch::Push(nth, was_open), Ok(ReplyBody::Push(reply))) => {
+            (AskedBatch::Push(nth, was_open, names), Ok(ReplyBody::Push(reply))) => {
+                if let Some(batch) = self.batches.all[nth].id {
+                    self.members_told(batch, &names, &reply.results);
+                }
                 let mut refused = reply
                     .results
                     .iter()
@@ -358,6 +379,8 @@ impl World {
                     Some(error) => Err(format!("batch {nth} is open and refuses: {error}")),
                 }
             }
+            (AskedBatch::Push(_, false, _), Err(error)) if is_refusal(&error) => Ok(()),
+            (AskedBatch::Cancel, Ok(ReplyBody::Cancel(_))) => Ok(()),
             (AskedBatch::Commit(nth), Ok(ReplyBody::Batch(view))) => {
                 self.batches.all[nth].is_committed = true;
                 match view.state {
@@ -369,6 +392,7 @@ impl World {
                 self.batches.is_fetching = false;
                 for job in reply.jobs {
                     self.batch_job(&job)?;
+                    self.member_granted(&job)?;
                     self.batches.held.push(job);
                 }
                 Ok(())
@@ -575,6 +599,16 @@ impl World {
             let waiting = |counters: &Counters| counters.kept() - counters.dead;
             if queues.values().map(waiting).sum::<u64>() == 0 {
                 return self.check_all_settled();
+            }
+            let moving = |counters: &Counters| counters.kept() - counters.dead - counters.blocked;
+            if queues.values().map(moving).sum::<u64>() == 0 {
+                self.tick(1_000)?;
+                let all = self.batches.all.iter().zip(0..);
+                let all: Vec<_> = all
+                    .filter_map(|(known, nth)| Some((known.id?, nth)))
+                    .collect();
+                self.unblock_members(&all)?;
+                continue;
             }
             if self.batches.held.is_empty() {
                 self.sleep_until_wakeup(60_000);

@@ -21,6 +21,7 @@ mod replies;
 mod trace;
 mod trouble;
 mod workers;
+mod workflows;
 mod world;
 
 use std::{

@@ -29,6 +29,7 @@ use crate::{
     outcomes::Outcomes,
     plan::Plan,
     trace::Trace,
+    workflows::Workflows,
 };
 
 /// The secret of every store.
@@ -45,6 +46,7 @@ pub struct World {
     pub crons: Crons,
     pub batches: Batches,
     pub outcomes: Outcomes,
+    pub workflows: Workflows,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
     pub server: Option<Server>,
@@ -131,6 +133,7 @@ impl World {
             crons: Crons::default(),
             batches: Batches::default(),
             outcomes: Outcomes::default(),
+            workflows: Workflows::default(),
             rng,
             plan,
             clock: Clock::new(),

@@ -28,6 +28,7 @@ mod signals;
 mod tasks;
 mod unique;
 mod upkeep;
+mod workflows;
 
 use serde_json::{Value, json};
 

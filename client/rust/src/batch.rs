@@ -156,6 +156,10 @@ impl Batch {
         }
     }
 
+    pub(crate) fn parts(&self) -> (Client, Option<LeaseRef>) {
+        (self.client.clone(), self.by)
+    }
+
     /// Its id, by which another process finds it: [`Client::batch_of`].
     ///
     /// ```no_run

@@ -11,6 +11,7 @@ use ganger_protocol::{
     DurationMs, JobSpec, RetryPolicy, Timestamp,
     ids::IdError,
     job::{OnConflict, UniqueOf, UniqueUntil},
+    workflow::{Condition, OnDead},
 };
 use serde::Serialize;
 
@@ -304,6 +305,62 @@ impl Job {
     #[must_use]
     pub fn on_conflict(self, on_conflict: OnConflict) -> Self {
         self.with(|spec| spec.unique.get_or_insert_default().on_conflict = on_conflict)
+    }
+
+    /// The name by which other jobs of the same push wait for it: see
+    /// [`Client::workflow`](crate::Client::workflow), which names its jobs by itself.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("fetch").name("source");
+    /// ```
+    #[must_use]
+    pub fn name(self, text: &str) -> Self {
+        self.try_with(|spec| {
+            spec.name = Some(text.parse().map_err(name("name"))?);
+            Ok(())
+        })
+    }
+
+    /// Not before these jobs are done: names of jobs of the same push, or ids of jobs of the same
+    /// batch. Called again it adds more. A time that it is given as well counts from the push.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("bind").after(["cover", "pages"]);
+    /// ```
+    #[must_use]
+    pub fn after<T: AsRef<str>>(self, jobs: impl IntoIterator<Item = T>) -> Self {
+        self.try_with(|spec| {
+            for job in jobs {
+                spec.after
+                    .push(job.as_ref().parse().map_err(name("after"))?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Not before the jobs that it waits for are over, whatever became of them.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("sweep").after(["import"]).if_settled();
+    /// ```
+    #[must_use]
+    pub fn if_settled(self) -> Self {
+        self.with(|spec| spec.condition = Some(Condition::Settled))
+    }
+
+    /// When a job that it waits for is not done, it stays blocked for a person instead of being
+    /// cancelled: a dead job that is revived and then done lets it go on.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("publish").after(["review"]).hold();
+    /// ```
+    #[must_use]
+    pub fn hold(self) -> Self {
+        self.with(|spec| spec.on_dead = Some(OnDead::Hold))
     }
 
     /// How long the job stays visible once it is done, cancelled or expired, at most ten years;

@@ -49,8 +49,9 @@
 //!
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
 //! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `cron` what
-//! is pushed over and over, `batch` what is counted together, `progress`
-//! what comes out of a job, `failure` is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
+//! is pushed over and over, `batch` what is counted together, `workflow` jobs that wait for each
+//! other, `progress` what comes out of a job, `failure` is how an attempt goes wrong, `worker` runs
+//! jobs. The types of the wire are re-exported as
 //! [`protocol`].
 
 mod batch;
@@ -68,6 +69,7 @@ mod progress;
 mod queues;
 mod task;
 mod worker;
+mod workflow;
 
 pub use ganger_protocol as protocol;
 pub use ganger_protocol::{BatchId, ErrorCode, JobId, JobSpec, WireError};
@@ -85,6 +87,7 @@ pub use crate::{
         CancelReason, Context, LeasedJob, PayloadError, Tally, Worker, WorkerBuilder, WorkerError,
         shutdown_on_signals,
     },
+    workflow::Workflow,
 };
 
 /// The samples of the README, compiled by its doc tests.

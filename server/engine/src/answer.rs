@@ -6,6 +6,7 @@ use ganger_protocol::{
     limits::{BACKTRACE_BYTES_MAX, ERROR_MESSAGE_BYTES_MAX},
     request::{Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Release, ReleaseItem},
     response::{LeaseReply, LeaseResult, ReplyBody},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -123,6 +124,7 @@ impl Engine {
         };
         self.release_key_of_lease(item.job, &lease, facts);
         let membership = self.membership(item.job, &lease, facts);
+        let is_node = self.is_node_of_lease(item.job, &lease, facts);
         if may_be_kept(item, &lease) {
             self.keep_done(now, item, &lease, facts);
         } else if lease.has_record {
@@ -139,6 +141,8 @@ impl Engine {
             self.move_member(now, Some(batch), before, Standing::Done);
         }
         self.job_is_over(now, item.job);
+        let batch = membership.map(|(batch, _)| batch);
+        self.node_is_over((item.job, batch, is_node), NodeState::Done);
         self.tell_waits(item.job, |_| Ok(done_reply(now.wall, item.result.clone())));
         LeaseResult::default()
     }

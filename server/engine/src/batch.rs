@@ -425,8 +425,26 @@ impl Engine {
         }
     }
 
-    pub(crate) fn need_of_batch_timer(&self, timer: &Timer) -> Option<Need> {
-        self.need_of_batch(batch_of(timer))
+    /// A job waits for a member that has no name: from now on each that ends says so.
+    pub(crate) fn has_edges_from_now(&mut self, id: BatchId) {
+        if let Some(record) = self.batches.live.get_mut(&id) {
+            record.has_edges = true;
+            self.group.touch_batch(record);
+        }
+    }
+
+    /// A batch that is not settled, or was when this group settled it.
+    pub(crate) fn batch_at_hand(&self, id: BatchId) -> Option<&BatchRecord> {
+        let settled = || self.group.settled_batch(id).flatten();
+        self.batches.find(id).or_else(settled)
+    }
+
+    pub(crate) fn needs_of_batch_timer(&self, timer: &Timer, facts: &Facts) -> Vec<Need> {
+        let id = batch_of(timer);
+        let settled = self.settled_batch(id, facts);
+        let is_over = settled.is_some_and(|record| record.deadline() == Some(timer.at));
+        let nodes = is_over.then(|| self.need_to_forget_nodes(id, timer));
+        self.need_of_batch(id).into_iter().chain(nodes).collect()
     }
 
     /// The deadline of a batch is there: one that is still open is committed, a settled one is
@@ -439,7 +457,9 @@ impl Engine {
                 self.batches.lapsed.push((record.namespace.clone(), id));
                 self.close_batch(now, id, true);
             }
-        } else if self.settled_batch(id, facts).is_some_and(is_due) {
+        } else if self.settled_batch(id, facts).is_some_and(is_due)
+            && self.forget_nodes(id, timer, facts)
+        {
             self.group.set_settled_batch(id, None);
         }
     }

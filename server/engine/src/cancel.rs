@@ -10,6 +10,7 @@ use ganger_protocol::{
     job::JobState,
     request::{JobCancel, LeaseRef},
     response::{CancelReply, CancelResult, Notice, ReplyBody},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     move_job::Next,
     records::{JobRecord, Timer, TimerKind},
     waits::ended_reply,
+    workflow::node_of,
 };
 
 impl Engine {
@@ -222,6 +224,7 @@ impl Engine {
         let retention = self.retention_of(record);
         self.retain(now, record, JobState::Cancelled, retention);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Cancelled);
         self.tell_waits(record.id, |_| {
             Ok(ended_reply(JobState::Cancelled, now.wall))
         });

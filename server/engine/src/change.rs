@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{BatchId, Bytes, JobId, SessionId, job::JobError};
+use ganger_protocol::{BatchId, Bytes, JobId, SessionId, job::JobError, workflow::NodeState};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
-    JobRecord, LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueNumber,
-    QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
+    JobRecord, LeaseRecord, LeftRun, NodeRecord, OutcomeRecord, PartKey, ProducerNumber,
+    QueueNumber, QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -57,6 +57,14 @@ pub enum Change {
     DeleteLiveBatch(BatchId),
     /// A record among the settled ones, whether it is there or not.
     DeleteSettledBatch(BatchId),
+    /// The second job waits for the first.
+    PutEdge(JobId, JobId),
+    DeleteEdge(JobId, JobId),
+    PutNode(Box<NodeRecord>),
+    /// So many parts of a node, and its end.
+    DeleteNode(BatchId, JobId, u16),
+    PutNodeEnd(BatchId, JobId, NodeState),
+    DeleteNodeEnd(BatchId, JobId),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// A result or a cursor.

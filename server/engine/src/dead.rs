@@ -126,6 +126,7 @@ impl Engine {
             self.watch_expiry(record.id, expiry_of(&record));
             self.count(record.queue, Some(JobState::Dead), Some(JobState::Ready));
             self.move_dead_member(now, &record, Standing::Tried, facts);
+            self.node_is_revived(&record);
             record.failures = 0;
             record.losses_in_row = 0;
             record.closed_at = None;

@@ -4,7 +4,7 @@
 //! the job back to waiting sets it again, so a leased job does not expire. A grant that comes
 //! before the timer looks by itself. Taking a job out of where it waits is here, too.
 
-use ganger_protocol::{JobId, Timestamp, job::JobState};
+use ganger_protocol::{JobId, Timestamp, job::JobState, workflow::NodeState};
 
 use crate::{
     Engine,
@@ -14,6 +14,7 @@ use crate::{
     records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
     waits::ended_reply,
     window::{Head, HeadJob},
+    workflow::node_of,
 };
 
 impl Engine {
@@ -34,11 +35,13 @@ impl Engine {
         [need].into_iter().chain(run).collect()
     }
 
-    /// A job that waits for its time or for a worker.
+    /// A job that waits: for others, its time or a worker.
     pub(crate) fn waiting(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
         let record = self.lookup(job, facts)?;
-        let waits = matches!(record.state, JobState::Scheduled | JobState::Ready)
-            && self.leases.find(&job).is_none();
+        let waits = matches!(
+            record.state,
+            JobState::Scheduled | JobState::Blocked | JobState::Ready
+        ) && self.leases.find(&job).is_none();
         waits.then_some(record)
     }
 
@@ -130,6 +133,7 @@ impl Engine {
         let retention = self.retention_of(record);
         self.retain(now, record, JobState::Expired, retention);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Expired);
         self.tell_waits(record.id, |_| Ok(ended_reply(JobState::Expired, now.wall)));
     }
 

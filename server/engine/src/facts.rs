@@ -10,12 +10,13 @@ use std::collections::BTreeMap;
 use ganger_protocol::{
     BatchId, Bytes, JobId, Timestamp,
     job::{JobError, JobState},
+    workflow::NodeState,
 };
 
 use crate::records::{
     BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-    LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord,
-    RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
+    LeftRun, NodeRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
+    QueueRecord, RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -70,6 +71,29 @@ pub enum Need {
         /// At most so many.
         max: u32,
     },
+    /// The jobs at the other end of a job's edges, in the order of their ids. Answered by
+    /// [`Fact::Edges`].
+    Edges {
+        /// Which edges.
+        side: Side,
+        /// The job.
+        job: JobId,
+        /// Behind this one.
+        after: Option<JobId>,
+        /// At most so many.
+        max: u32,
+    },
+    /// One node of a batch's graph. Answered by [`Fact::Node`].
+    Node(BatchId, JobId),
+    /// The nodes of a batch's graph, in the order of their ids. Answered by [`Fact::Nodes`].
+    Nodes {
+        /// The batch.
+        batch: BatchId,
+        /// Behind this one.
+        after: Option<JobId>,
+        /// At most so many.
+        max: u32,
+    },
     /// How many entries a run was written with. Answered by [`Fact::Run`].
     Run(RunKey),
     /// The oldest jobs of a queue that ended in a state. Answered by [`Fact::Closed`].
@@ -90,6 +114,24 @@ pub enum Need {
         /// Rows of about so many entries.
         max: u32,
     },
+}
+
+/// Which edges of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Those to the jobs that wait for it.
+    Dependents,
+    /// Those to the jobs that it waits for.
+    Dependencies,
+}
+
+/// A node of a batch's graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRow {
+    /// What was pushed.
+    pub record: NodeRecord,
+    /// What became of it, once it is over.
+    pub end: Option<NodeState>,
 }
 
 /// How far a sweep has come: what it reads, and behind which row.
@@ -160,6 +202,22 @@ pub enum Fact {
     Batches {
         /// The batches.
         batches: Vec<BatchRecord>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
+    /// The jobs, and whether these are all.
+    Edges {
+        /// The jobs.
+        jobs: Vec<JobId>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
+    /// The node, when it is kept.
+    Node(Option<Box<NodeRow>>),
+    /// The nodes in order, and whether these are all.
+    Nodes {
+        /// The nodes.
+        nodes: Vec<NodeRow>,
         /// Whether there is none behind them.
         at_end: bool,
     },

@@ -314,6 +314,7 @@ impl Engine {
                 attempt,
                 key,
                 batch: content.batch,
+                is_node: content.node.is_some(),
                 retains,
                 cancel_at: None,
                 part: None,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Included},
     sync::Arc,
 };
 
@@ -13,15 +14,17 @@ use ganger_protocol::{
     BatchId, Bytes, JobId, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
+    workflow::NodeState,
 };
 
 use crate::{
     change::Change,
+    facts::Side,
     records::{
         BatchRecord, Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord,
-        Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
-        QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey,
-        UniqueRecord, bytes_parts,
+        Lane, LeaseRecord, LeftRun, NodeRecord, OutcomeRecord, PackedJob, PartKey, Place,
+        ProducerNumber, QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord,
+        Timer, UniqueKey, UniqueRecord, bytes_parts,
     },
 };
 
@@ -34,6 +37,14 @@ pub(crate) enum BlobChange {
     Bytes(Bytes, u16),
     /// An error, and the parts of an earlier one in its slot.
     Error(Box<JobError>, u16),
+    Delete(u16),
+}
+
+/// What becomes of a node.
+#[derive(Debug)]
+pub(crate) enum NodeChange {
+    Put(Box<NodeRecord>),
+    /// So many parts.
     Delete(u16),
 }
 
@@ -69,6 +80,10 @@ pub(crate) struct OpenGroup {
     /// Batches that are not settled and changed, or are no longer such.
     pub(crate) batches: BTreeSet<BatchId>,
     settled_batches: BTreeMap<BatchId, Option<Box<BatchRecord>>>,
+    /// Each edge twice: by the job that is waited for, and by the one that waits.
+    edges: BTreeMap<(Side, JobId, JobId), bool>,
+    nodes: BTreeMap<(BatchId, JobId), NodeChange>,
+    node_ends: BTreeMap<(BatchId, JobId), Option<NodeState>>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -312,6 +327,81 @@ impl OpenGroup {
         changed.map(|(id, record)| (*id, record.as_deref()))
     }
 
+    /// `waiting` waits for `awaited`, or does not any more.
+    pub(crate) fn set_edge(&mut self, awaited: JobId, waiting: JobId, is_set: bool) {
+        self.operations += 2;
+        self.bytes += 128;
+        self.edges
+            .insert((Side::Dependents, awaited, waiting), is_set);
+        self.edges
+            .insert((Side::Dependencies, waiting, awaited), is_set);
+    }
+
+    /// What this group makes of the edges of a job behind another one, in order.
+    pub(crate) fn edges(
+        &self,
+        side: Side,
+        job: JobId,
+        after: Option<JobId>,
+    ) -> impl Iterator<Item = (JobId, bool)> {
+        let from = match after {
+            Some(after) => Excluded((side, job, after)),
+            None => Included((side, job, JobId::from_bytes([0; JobId::BYTES]))),
+        };
+        let to = Included((side, job, JobId::from_bytes([u8::MAX; JobId::BYTES])));
+        let edges = self.edges.range((from, to));
+        edges.map(|((_, _, other), is_set)| (*other, *is_set))
+    }
+
+    pub(crate) fn put_node(&mut self, node: Box<NodeRecord>) {
+        self.operations += usize::from(node.parts());
+        self.bytes += 512 + JobId::BYTES * node.after.len();
+        self.nodes
+            .insert((node.batch, node.job), NodeChange::Put(node));
+    }
+
+    pub(crate) fn delete_node(&mut self, node: &NodeRecord) {
+        let key = (node.batch, node.job);
+        self.operations += 1 + usize::from(node.parts());
+        self.nodes.insert(key, NodeChange::Delete(node.parts()));
+        self.node_ends.remove(&key);
+    }
+
+    pub(crate) fn set_node_end(&mut self, batch: BatchId, job: JobId, end: Option<NodeState>) {
+        self.operations += 1;
+        self.bytes += 64;
+        self.node_ends.insert((batch, job), end);
+    }
+
+    /// What this group makes of a node, when it changes it.
+    pub(crate) fn node(&self, batch: BatchId, job: JobId) -> Option<&NodeChange> {
+        self.nodes.get(&(batch, job))
+    }
+
+    /// What this group makes of the end of a node, when it changes that.
+    #[expect(
+        clippy::option_option,
+        reason = "untouched, and known to be none, differ"
+    )]
+    pub(crate) fn node_end(&self, batch: BatchId, job: JobId) -> Option<Option<NodeState>> {
+        self.node_ends.get(&(batch, job)).copied()
+    }
+
+    /// What this group makes of the nodes of a batch behind another one, in order.
+    pub(crate) fn nodes(
+        &self,
+        batch: BatchId,
+        after: Option<JobId>,
+    ) -> impl Iterator<Item = (JobId, &NodeChange)> {
+        let from = match after {
+            Some(after) => Excluded((batch, after)),
+            None => Included((batch, JobId::from_bytes([0; JobId::BYTES]))),
+        };
+        let to = Included((batch, JobId::from_bytes([u8::MAX; JobId::BYTES])));
+        let nodes = self.nodes.range((from, to));
+        nodes.map(|((_, job), change)| (*job, change))
+    }
+
     /// The record of a cron entry of about so many bytes is to be written, or deleted.
     pub(crate) fn touch_cron(&mut self, cron: CronNumber, bytes: usize) {
         if self.crons.insert(cron) {
@@ -437,6 +527,22 @@ impl OpenGroup {
         changes.extend(settled.map(|(id, record)| match record {
             Some(record) => Change::PutBatch(record),
             None => Change::DeleteSettledBatch(id),
+        }));
+        let edges = self.edges.into_iter();
+        let edges = edges.filter(|((side, ..), _)| *side == Side::Dependents);
+        changes.extend(edges.map(|((_, awaited, waiting), is_set)| match is_set {
+            true => Change::PutEdge(awaited, waiting),
+            false => Change::DeleteEdge(awaited, waiting),
+        }));
+        let nodes = self.nodes.into_iter();
+        changes.extend(nodes.map(|((batch, job), node)| match node {
+            NodeChange::Put(node) => Change::PutNode(node),
+            NodeChange::Delete(parts) => Change::DeleteNode(batch, job, parts),
+        }));
+        let ends = self.node_ends.into_iter();
+        changes.extend(ends.map(|((batch, job), end)| match end {
+            Some(end) => Change::PutNodeEnd(batch, job, end),
+            None => Change::DeleteNodeEnd(batch, job),
         }));
         changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
         changes.extend(self.outcomes.into_values().map(Change::PutOutcome));

@@ -19,7 +19,8 @@ impl Engine {
         self.check_runs()?;
         self.check_waiters()?;
         self.check_crons()?;
-        self.check_batches()
+        self.check_batches()?;
+        self.check_workflows()
     }
 
     /// I14, as far as memory shows it: counters add up, callbacks that are due are pushed and no

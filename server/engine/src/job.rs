@@ -20,7 +20,7 @@ use crate::{
 ///            scheduled blocked ready leased done dead cancelled expired deleted
 /// push           x        x      x
 /// scheduled      x               x                        x         x
-/// blocked                        x                        x
+/// blocked        x               x                        x         x
 /// ready          x                     x                  x         x
 /// leased         x               x             x    x     x              x
 /// done                                                                   x
@@ -33,14 +33,14 @@ pub const fn is_legal(from: Option<JobState>, to: Option<JobState>) -> bool {
     match (from, to) {
         (None, Some(Scheduled | Blocked | Ready))
         | (Some(Scheduled), Some(Scheduled | Ready | Cancelled | Expired))
-        | (Some(Blocked), Some(Ready | Cancelled))
+        | (Some(Blocked), Some(Scheduled | Ready | Cancelled | Expired))
         | (Some(Ready), Some(Scheduled | Leased | Cancelled | Expired))
         | (Some(Leased), Some(Scheduled | Ready | Done | Dead | Cancelled) | None)
         | (Some(Done | Cancelled | Expired), None)
         | (Some(Dead), Some(Ready) | None) => true,
         (None, Some(Leased | Done | Dead | Cancelled | Expired) | None)
         | (Some(Scheduled), Some(Blocked | Leased | Done | Dead) | None)
-        | (Some(Blocked), Some(Scheduled | Blocked | Leased | Done | Dead | Expired) | None)
+        | (Some(Blocked), Some(Blocked | Leased | Done | Dead) | None)
         | (Some(Ready), Some(Blocked | Ready | Done | Dead) | None)
         | (Some(Leased), Some(Blocked | Leased | Expired))
         | (Some(Done | Cancelled | Expired), Some(_))
@@ -76,6 +76,10 @@ impl JobRecord {
             error_first: 0,
             spilled_parts: packed.spilled_parts,
             batch: packed.content.as_ref().and_then(|content| content.batch),
+            is_node: packed
+                .content
+                .as_ref()
+                .is_some_and(|content| content.node.is_some()),
             content: packed.content,
             cancel_at: None,
             waits_for: 0,
@@ -130,12 +134,15 @@ impl JobRecord {
         self.run_at = Some(until);
         self.place = None;
         self.cancel_at = None;
+        self.waits_for = 0;
     }
 
     /// The record as a person sees it, without payload, cursor, result and errors. The state is that of the
     /// record: whether the job is leased just now only the engine knows.
     pub fn view(&self, queue: QueueName) -> Option<JobView> {
         let content: &Arc<Content> = self.content.as_ref()?;
+        let node = content.node.as_deref();
+        let waits = node.filter(|_| self.state == JobState::Blocked);
         Some(JobView {
             id: self.id,
             state: self.state,
@@ -152,6 +159,12 @@ impl JobRecord {
             expires_at: content.expires_at,
             unique: content.unique.clone(),
             batch: content.batch,
+            name: node.and_then(|node| node.name.clone()),
+            waits_for: self.waits_for,
+            after: Vec::new(),
+            condition: waits.map(|node| node.condition),
+            on_dead: waits.map(|node| node.on_dead),
+            awaited_by: Vec::new(),
             lease: None,
             cancel_at: self.cancel_at,
             closed_at: self.closed_at,

@@ -32,6 +32,8 @@ pub(crate) struct Lease {
     pub(crate) key: LeaseKey,
     /// The batch that its job is a member of; `None` too while `key` is unread.
     pub(crate) batch: Option<BatchId>,
+    /// Whether other jobs may wait for its job; `false` too while `key` is unread.
+    pub(crate) is_node: bool,
     /// Whether its job may have to be kept once it is acked, as its push or its queue said.
     pub(crate) retains: bool,
     /// Its job is cancelled, and it is revoked then.

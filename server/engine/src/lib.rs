@@ -18,6 +18,7 @@
 //! | `progress`, `retention`, `waits` | how far a job has come; how long one that is over is kept; who waits for its end |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
+//! | `workflow` | jobs that wait for others |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
@@ -65,6 +66,7 @@ pub mod unique;
 mod waiters;
 mod waits;
 mod window;
+pub mod workflow;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,6 +100,7 @@ use self::{
     session::Sessions,
     waiters::Waiters,
     waits::Waits,
+    workflow::Workflows,
 };
 pub use self::{push::PRODUCER_IDLE_MAX, queue::HeadBudget};
 
@@ -201,6 +204,7 @@ pub struct Engine {
     producers: Producers,
     crons: Crons,
     batches: Batches,
+    workflows: Workflows,
     /// Old numbers of purged queues.
     sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
@@ -375,6 +379,7 @@ impl Engine {
             Operation::JobGet(get) => {
                 let mut needs: Vec<Need> = self.need_of_job(get.job, true).into_iter().collect();
                 needs.push(Need::Errors(get.job));
+                needs.extend(Self::needs_of_edges_shown(get.job));
                 needs.extend(self.need_of_result(get.job, facts));
                 needs
             }
@@ -401,6 +406,7 @@ impl Engine {
                 self.need_of_batch(name.batch).into_iter().collect()
             }
             Operation::BatchList(list) => Self::needs_of_batch_list(list),
+            Operation::BatchGraph(graph) => self.needs_of_graph_shown(graph, facts),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::JobList(_)
@@ -482,6 +488,7 @@ impl Engine {
             Operation::BatchCommit(name) => self.batch_commit(now, &origin, name, facts)?,
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
+            Operation::BatchGraph(graph) => self.batch_graph(&origin, &graph, facts)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_)
             | Operation::JobList(_)

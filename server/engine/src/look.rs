@@ -35,6 +35,7 @@ impl Engine {
             .as_ref()
             .map(|it| it.payload.clone())
             .unwrap_or_default();
+        (view.after, view.awaited_by) = self.edges_shown(job, facts);
         view.cursor = record.cursor().cloned();
         view.result = self.result_of(&record, facts);
         Ok(ReplyBody::Job(Box::new(view)))

@@ -4,6 +4,7 @@
 use ganger_protocol::{
     JobId, SessionId, Timestamp,
     job::{DeadReason, JobError, JobState},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     },
     waits,
     window::{Head, HeadJob},
+    workflow::node_of,
 };
 
 /// How long the last leased job of a run may hold it.
@@ -227,6 +229,7 @@ impl Engine {
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
                 self.move_member(now, record.batch, Standing::Tried, Standing::Dead);
                 self.job_is_over(now, record.id);
+                self.node_is_over(node_of(&record), NodeState::Dead);
                 self.tell_waits(record.id, |engine| {
                     Ok(engine.wait_reply(&record, &Facts::default()))
                 });
@@ -239,6 +242,7 @@ impl Engine {
                 self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
                 self.job_is_over(now, record.id);
+                self.node_is_over(node_of(&record), NodeState::Deleted);
                 self.tell_waits(record.id, |_| Err(waits::not_kept(record.id)));
             }
             Next::Cancelled => {
@@ -347,6 +351,7 @@ impl Engine {
         self.count(record.queue, Some(JobState::Dead), None);
         self.move_dead_member(now, record, Standing::Deleted, facts);
         self.group.delete_job(record);
+        self.node_is_over(node_of(record), NodeState::Deleted);
     }
 
     /// Takes a closed job out of the index and stops its retention.

@@ -15,6 +15,7 @@ use ganger_protocol::{
     queue::{OneQueue, QueuePurgeReply},
     request::LeaseRef,
     response::{Counters, Done, ReplyBody},
+    workflow::NodeState,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     retention::is_retained,
     unique::is_ended_by_time,
     waits::not_kept,
+    workflow::node_of,
 };
 
 /// Entries or records that one slice erases, about.
@@ -376,6 +378,7 @@ impl Engine {
         }
         self.member_is_swept(now, record, facts);
         self.job_is_over(now, record.id);
+        self.node_is_over(node_of(record), NodeState::Deleted);
         self.tell_waits(record.id, |_| Err(not_kept(record.id)));
     }
 

@@ -12,6 +12,7 @@ use ganger_protocol::{
     limits::{PRIORITY_DEFAULT, PRODUCER_UNANSWERED_MAX},
     request::Push,
     response::{Counters, PushReply, PushResult, ReplyBody},
+    workflow::{Awaited, needs_atomic},
 };
 
 use crate::{
@@ -65,6 +66,9 @@ impl Engine {
         needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
         let batches = push.jobs.iter().filter_map(|job| job.batch);
         needs.extend(self.needs_to_join(batches, push.by));
+        if push.atomic {
+            needs.extend(self.needs_of_after(&push.jobs, facts));
+        }
         needs
     }
 
@@ -81,9 +85,10 @@ impl Engine {
         {
             return Ok(ReplyBody::Push(PushReply { results }));
         }
-        if push.atomic {
-            self.check_all(now, origin, &push, facts)?;
-        }
+        let awaited = match push.atomic {
+            true => self.check_all(now, origin, &push, facts)?,
+            false => Vec::new(),
+        };
         let mut touched = Vec::new();
         let mut results = Vec::with_capacity(push.jobs.len());
         let spread = Spread {
@@ -92,6 +97,7 @@ impl Engine {
         };
         for (nth, job) in push.jobs.into_iter().enumerate() {
             let result = match job.batch {
+                _ if !job.after.is_empty() && !push.atomic => Err(needs_atomic()),
                 None => self.push_job(now, origin, job, spread.of(nth), facts),
                 Some(batch) => {
                     let later = (job, spread.of(nth));
@@ -113,6 +119,7 @@ impl Engine {
             }
             results.push(result);
         }
+        self.link(now, &awaited, &results, facts);
         if let (Some(seq), Some(producer)) = (push.seq, origin.producer)
             && !touched.is_empty()
         {
@@ -189,6 +196,7 @@ impl Engine {
 
     fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
+        let waits_for = u32::try_from(spec.after.len()).unwrap_or(u32::MAX);
         let lane = Lane {
             queue,
             priority,
@@ -202,6 +210,10 @@ impl Engine {
             content: Some(Arc::clone(&content)),
         };
         let id = match due > now.wall {
+            _ if waits_for > 0 => {
+                let run_at = Some(due).filter(|due| *due > now.wall);
+                self.push_blocked(lane, (waits_for, run_at), packed)
+            }
             true => self.push_later(lane, due, packed),
             false => self.push_ready(lane, packed),
         };
@@ -240,6 +252,28 @@ impl Engine {
         self.count(lane.queue, None, Some(JobState::Scheduled));
         self.group.put_job(Box::new(record));
         self.set_timer(group::due(id, due));
+        id
+    }
+
+    /// A job that waits for so many others, and then for its time.
+    fn push_blocked(
+        &mut self,
+        lane: Lane,
+        (waits_for, run_at): (u32, Option<Timestamp>),
+        packed: PackedJob,
+    ) -> JobId {
+        let (head, group) = (&mut self.head, &mut self.group);
+        let place = group.birth(lane, || Self::position_at_tail(head));
+        let id = place.job_id(self.options.shard);
+        let record = JobRecord {
+            state: JobState::Blocked,
+            run_at,
+            place: None,
+            waits_for,
+            ..JobRecord::fresh(id, place, packed)
+        };
+        self.count(lane.queue, None, Some(JobState::Blocked));
+        self.group.put_job(Box::new(record));
         id
     }
 
@@ -339,14 +373,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether all jobs of an atomic push can be applied.
+    /// Whether all jobs of an atomic push can be applied; what each of them waits for, nothing when
+    /// none does.
     fn check_all(
         &self,
         now: Now,
         origin: &Origin,
         push: &Push,
         facts: &Facts,
-    ) -> Result<(), WireError> {
+    ) -> Result<Vec<Vec<Awaited>>, WireError> {
         let jobs = &push.jobs;
         let mut keys = BTreeMap::new();
         for (nth, job) in jobs.iter().enumerate() {
@@ -365,6 +400,7 @@ impl Engine {
             let checked = checked.and_then(|()| self.check_joins_of(origin, push, job, facts));
             checked.map_err(|error| error.within(&format!("jobs[{nth}]")))?;
         }
+        let awaited = self.check_awaited(origin, jobs, facts)?;
         self.check_quotas(origin, jobs)?;
         let is_new = |job: &&JobSpec| self.queues.named(&origin.namespace, &job.queue).is_none();
         let new: std::collections::BTreeSet<_> =
@@ -373,7 +409,7 @@ impl Engine {
         if queues > max {
             return Err(WireError::too_large("queue", max, queues));
         }
-        Ok(())
+        Ok(awaited)
     }
 
     /// Whether all jobs of an atomic push may wait in their queues. One that meets the holder of its
@@ -404,7 +440,12 @@ impl Engine {
         let key = self.key_of_spec(origin, job, unique);
         let earlier = taken.get(&key).copied();
         taken.entry(key).or_insert(nth);
-        match (unique.on_conflict, self.holder(now, key, facts), earlier) {
+        // Whoever waits for a job of a workflow waits for that one and for no other.
+        let on_conflict = match job.is_node() {
+            true => OnConflict::Reject,
+            false => unique.on_conflict,
+        };
+        match (on_conflict, self.holder(now, key, facts), earlier) {
             (OnConflict::Reject, Some(holder), _) => Err(unique::conflict(holder.job)),
             (OnConflict::Reject, None, Some(earlier)) => Err(WireError {
                 field: Some("unique".to_owned()),

@@ -14,6 +14,7 @@ use ganger_protocol::{
     ids::{Birth, Tag},
     job::{DeadReason, Headers, JobSpec, JobState, Unique},
     response::Counters,
+    workflow::{Condition, OnDead},
 };
 
 /// No value of the store may be larger: a page of larger ones would leak files.
@@ -169,13 +170,40 @@ pub struct Content {
     pub key: Option<Tag>,
     pub tags: Vec<Tag>,
     pub batch: Option<BatchId>,
-    pub after: Vec<Tag>,
+    pub node: Option<Box<Node>>,
     pub retain_ms: Option<DurationMs>,
 }
 
+/// What a job that was named, or waits, says of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of `JobSpec`, with the same meaning"
+)]
+pub struct Node {
+    pub name: Option<Tag>,
+    pub condition: Condition,
+    pub on_dead: OnDead,
+}
+
+impl Node {
+    /// What a job says of the others, when it does. One that waits says which end it waits for.
+    fn of(spec: &mut JobSpec) -> Option<Box<Self>> {
+        let is_node = spec.is_node() || spec.condition.is_some();
+        is_node.then(|| {
+            Box::new(Self {
+                name: spec.name.take(),
+                condition: spec.condition.unwrap_or_default(),
+                on_dead: spec.on_dead.unwrap_or_default(),
+            })
+        })
+    }
+}
+
 impl From<JobSpec> for Content {
-    fn from(spec: JobSpec) -> Self {
+    fn from(mut spec: JobSpec) -> Self {
         Self {
+            node: Node::of(&mut spec),
             kind: spec.kind,
             payload: spec.payload,
             content_type: spec.content_type,
@@ -188,7 +216,6 @@ impl From<JobSpec> for Content {
             key: spec.key,
             tags: spec.tags,
             batch: spec.batch,
-            after: spec.after,
             retain_ms: spec.retain_ms,
         }
     }
@@ -219,7 +246,7 @@ impl Content {
             + named(&self.key)
             + self.batch.map_or(0, |_| 16)
             + tags(&self.tags)
-            + tags(&self.after)
+            + self.node.as_ref().map_or(0, |node| 8 + named(&node.name))
     }
 
     /// The job to push that has this content.
@@ -242,7 +269,10 @@ impl Content {
             unique: content.unique,
             key: content.key,
             batch: content.batch,
-            after: content.after,
+            name: content.node.as_ref().and_then(|node| node.name.clone()),
+            after: Vec::new(),
+            condition: content.node.as_ref().map(|node| node.condition),
+            on_dead: content.node.as_ref().map(|node| node.on_dead),
             retain_ms: content.retain_ms,
         }
     }
@@ -315,8 +345,10 @@ pub struct JobRecord {
     pub cancel_at: Option<Timestamp>,
     /// The batch that it is a member of.
     pub batch: Option<BatchId>,
-    /// For later: jobs that it still waits for.
+    /// `blocked`: jobs that it still waits for, among them those that will not come any more.
     pub waits_for: u32,
+    /// Whether it was named or has waited: other jobs may wait for it.
+    pub is_node: bool,
     /// `dead`: whether it still holds its unique key, so that whoever removes it reads that.
     pub holds_unique: bool,
     /// How far its workers have come, once one of them said so.
@@ -387,6 +419,10 @@ pub enum TimerKind {
     Cron = 8,
     /// The grace of a leased job that was cancelled ends.
     Cancel = 9,
+    /// A job that others may wait for is done; due at once.
+    NodeDone = 16,
+    /// A job that others may wait for has ended otherwise; due at once.
+    NodeEnded = 17,
 }
 
 impl TimerKind {
@@ -402,6 +438,8 @@ impl TimerKind {
             7 => Self::ProducerIdle,
             8 => Self::Cron,
             9 => Self::Cancel,
+            16 => Self::NodeDone,
+            17 => Self::NodeEnded,
             _ => return None,
         })
     }
@@ -697,11 +735,39 @@ pub struct BatchRecord {
     pub committed_at: Option<Timestamp>,
     /// Whether it was its deadline that committed it.
     pub lapsed: bool,
+    /// Whether some job waits, or has waited, for a member that has no name.
+    pub has_edges: bool,
     /// When every member was tried once, for the first time.
     pub completed_at: Option<Timestamp>,
     /// Since when every member is terminal, with nobody left to add one. A record with it lies among
     /// the settled ones.
     pub settled_at: Option<Timestamp>,
+}
+
+/// A member of a batch that was named, or waits: what is kept of it as long as the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Its batch.
+    pub batch: BatchId,
+    /// Its id.
+    pub job: JobId,
+    /// Its queue.
+    pub queue: QueueName,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name in its push.
+    pub name: Option<Tag>,
+    /// All jobs that it was to wait for.
+    pub after: Vec<JobId>,
+}
+
+impl NodeRecord {
+    /// An upper bound of the parts that it lies in.
+    pub fn parts(&self) -> u16 {
+        let name = self.name.as_ref().map_or(0, |name| name.as_str().len());
+        let names = self.queue.as_str().len() + self.kind.as_str().len() + name;
+        blob_parts(32 + names + JobId::BYTES * self.after.len())
+    }
 }
 
 /// A job that a batch pushes once.

@@ -25,6 +25,7 @@ use crate::{
     session::{Session, Sessions},
     waiters::Waiters,
     waits::Waits,
+    workflow::Workflows,
 };
 
 impl Engine {
@@ -62,6 +63,7 @@ impl Engine {
             producers: Producers::default(),
             crons: Crons::default(),
             batches: Batches::default(),
+            workflows: Workflows::default(),
             sweeps: Sweeps::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
@@ -234,6 +236,7 @@ impl Engine {
                 attempt: record.attempt,
                 key,
                 batch,
+                is_node: content.is_some_and(|content| content.node.is_some()),
                 retains: retains.is_some(),
                 cancel_at,
                 part: Some(part),

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use ganger_protocol::{DurationMs, Timestamp};
+use ganger_protocol::{DurationMs, JobId, Timestamp};
 
-use crate::records::Timer;
+use crate::records::{Timer, TimerKind};
 
 /// Timers in memory at most.
 const TIMERS_MAX: usize = 16 << 10;
@@ -16,6 +16,15 @@ pub(crate) const REFILL: u32 = 1024;
 
 /// Timers in memory below which the next are read, before they are missed.
 const TIMERS_LOW: usize = 512;
+
+/// How many timers fire together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DueMax {
+    /// Of those with the time 0: they were set to be due at once.
+    pub(crate) at_once: usize,
+    /// Of the others.
+    pub(crate) timed: usize,
+}
 
 /// The next timers.
 #[derive(Debug)]
@@ -70,14 +79,18 @@ impl Schedule {
         (self.is_behind && self.timers.len() < TIMERS_LOW).then_some(self.end)
     }
 
-    /// Timers that are due, the earliest first.
-    pub(crate) fn due(&self, now: Timestamp, max: usize) -> Vec<Timer> {
-        self.timers
-            .iter()
-            .take_while(|timer| timer.at <= now)
-            .take(max)
-            .copied()
-            .collect()
+    /// Timers that are due, the earliest first: a slice of those that are due at once, whatever the
+    /// time, and one of the others, so that neither keeps the other from firing.
+    pub(crate) fn due(&self, now: Timestamp, max: DueMax) -> Vec<Timer> {
+        let others = Timer {
+            at: Timestamp(1),
+            what: TimerKind::Due,
+            id: [0; JobId::BYTES],
+        };
+        let at_once = self.timers.range(..others).take(max.at_once);
+        let timed = self.timers.range(others..);
+        let timed = timed.take_while(|timer| timer.at <= now).take(max.timed);
+        at_once.chain(timed).copied().collect()
     }
 
     /// How long until the next one is due or must be read.

@@ -22,6 +22,7 @@ use ganger_protocol::{
         CountReply, Counters, FetchReply, HeartbeatReply, LeaseResult, Notice, PushResult,
         ReplyBody,
     },
+    workflow::NodeState,
 };
 
 use crate::{
@@ -31,14 +32,15 @@ use crate::{
         Caller, Command, ConnectionId, Mono, Now, Origin, Outcome, Producer, Reply, SessionOpened,
     },
     facts::{
-        Fact, Facts, HeadEntry, HeadRow, Heads, Need, Recovered, RecoveredLease, Remain, Stage,
+        Fact, Facts, HeadEntry, HeadRow, Heads, Need, NodeRow, Recovered, RecoveredLease, Remain,
+        Side, Stage,
     },
     records::{
         BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
-        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey,
-        Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run,
-        RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord, blob_parts,
-        bytes_parts,
+        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, NodeRecord, OutcomeRecord, PackedJob,
+        PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX,
+        Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
+        blob_parts, bytes_parts,
     },
 };
 
@@ -69,6 +71,10 @@ pub(crate) struct Store {
     crons: BTreeMap<CronNumber, CronRecord>,
     batches: BTreeMap<BatchId, BatchRecord>,
     settled_batches: BTreeMap<BatchId, BatchRecord>,
+    /// Who is waited for, and who waits.
+    pub(crate) edges: BTreeSet<(JobId, JobId)>,
+    pub(crate) nodes: BTreeMap<(BatchId, JobId), NodeRecord>,
+    pub(crate) node_ends: BTreeMap<(BatchId, JobId), NodeState>,
     blobs: BTreeMap<(JobId, BlobKind, u16), Part>,
 }
 
@@ -191,6 +197,26 @@ impl Store {
             Change::DeleteSettledBatch(id) => {
                 self.settled_batches.remove(&id);
             }
+            Change::PutEdge(awaited, waiting) => {
+                self.edges.insert((awaited, waiting));
+            }
+            Change::DeleteEdge(awaited, waiting) => {
+                self.edges.remove(&(awaited, waiting));
+            }
+            Change::PutNode(node) => {
+                self.nodes.insert((node.batch, node.job), *node);
+            }
+            Change::DeleteNode(batch, job, parts) => {
+                let node = self.nodes.remove(&(batch, job));
+                assert_eq!(node.map(|node| node.parts()), Some(parts));
+                self.node_ends.remove(&(batch, job));
+            }
+            Change::PutNodeEnd(batch, job, end) => {
+                self.node_ends.insert((batch, job), end);
+            }
+            Change::DeleteNodeEnd(batch, job) => {
+                self.node_ends.remove(&(batch, job));
+            }
             Change::PutContent(job, content) => {
                 let parts = blob_parts(content.bound_bytes());
                 self.put_blob(job, BlobKind::Content, parts, Part::Content(content));
@@ -256,6 +282,41 @@ impl Store {
                 let at_end = behind.count() <= max;
                 Fact::Batches { batches, at_end }
             }
+            Need::Edges {
+                side,
+                job,
+                after,
+                max,
+            } => {
+                let others: BTreeSet<JobId> = match side {
+                    Side::Dependents => {
+                        let own = self.edges.iter().filter(|(awaited, _)| awaited == job);
+                        own.map(|(_, waiting)| *waiting).collect()
+                    }
+                    Side::Dependencies => {
+                        let own = self.edges.iter().filter(|(_, waiting)| waiting == job);
+                        own.map(|(awaited, _)| *awaited).collect()
+                    }
+                };
+                let mut jobs: Vec<JobId> = others.into_iter().collect();
+                jobs.retain(|job| Some(*job) > *after);
+                let at_end = jobs.len() <= *max as usize;
+                jobs.truncate(*max as usize);
+                Fact::Edges { jobs, at_end }
+            }
+            Need::Node(batch, job) => {
+                let node = self.nodes.get(&(*batch, *job));
+                Fact::Node(node.map(|node| Box::new(self.node_row(node))))
+            }
+            Need::Nodes { batch, after, max } => {
+                let own = self.nodes.values().filter(|node| node.batch == *batch);
+                let own = own.filter(|node| Some(node.job) > *after);
+                let max = *max as usize;
+                let nodes = own.clone().take(max).map(|node| self.node_row(node));
+                let nodes = nodes.collect();
+                let at_end = own.count() <= max;
+                Fact::Nodes { nodes, at_end }
+            }
             Need::Run(run) => {
                 let run = self.runs.get(run);
                 Fact::Run(run.map(|(_, run)| u8::try_from(run.entries.len()).unwrap()))
@@ -266,6 +327,13 @@ impl Store {
                 Fact::Closed(rows.take(*max as usize).copied().collect())
             }
             Need::Remains { queue, stage, max } => self.remains(*queue, *stage, *max as usize),
+        }
+    }
+
+    fn node_row(&self, node: &NodeRecord) -> NodeRow {
+        NodeRow {
+            record: node.clone(),
+            end: self.node_ends.get(&(node.batch, node.job)).copied(),
         }
     }
 
@@ -468,11 +536,37 @@ impl Store {
         let held = self.locks.values().filter(|lock| lock.ends_at.is_none());
         assert_eq!(held.count(), 0, "locks: {:?}", self.locks);
         assert_eq!(self.blobs.len(), 0, "blobs: {:?}", self.blobs.keys());
+        assert!(self.edges.is_empty(), "edges: {:?}", self.edges);
         let timers = self.timers.iter();
         let of_jobs: Vec<_> = timers
             .filter(|timer| !matches!(timer.what, TimerKind::ProducerIdle | TimerKind::UniqueTtl))
             .collect();
         assert!(of_jobs.is_empty(), "{of_jobs:?}");
+    }
+
+    /// No edge outlives its jobs: who waits is blocked, and counts it, unless its own end is about to
+    /// be looked at; who is waited for is kept, unless its end is.
+    pub(crate) fn check_edges(&self) {
+        let ends = |job: JobId| {
+            let timers = [true, false].map(|is_done| crate::workflow::timer(job, is_done));
+            timers.iter().any(|timer| self.timers.contains(timer))
+        };
+        let mut counted: BTreeMap<JobId, u32> = BTreeMap::new();
+        for (awaited, waiting) in &self.edges {
+            let record = self.jobs.get(waiting);
+            let is_blocked = record.is_some_and(|record| record.state == JobState::Blocked);
+            assert!(is_blocked || ends(*waiting), "{waiting:?} does not wait");
+            let is_kept = self.job(*awaited, false).is_some();
+            assert!(is_kept || ends(*awaited), "{awaited:?} is gone");
+            *counted.entry(*waiting).or_default() += 1;
+        }
+        for record in self.jobs.values() {
+            let edges = counted.remove(&record.id).unwrap_or_default();
+            match record.state {
+                JobState::Blocked => assert!(edges <= record.waits_for, "{record:?}"),
+                _ => assert_eq!(record.waits_for, 0, "{record:?}"),
+            }
+        }
     }
 
     pub(crate) fn outcomes(&self) -> usize {

@@ -16,12 +16,19 @@ use crate::{
     facts::{Fact, Facts, Need},
     push::{PRODUCER_IDLE_MAX, idle_timer},
     records::{ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
-    schedule,
+    schedule::{self, DueMax},
     session::Session,
+    workflow::NODES_SLICE,
 };
 
 /// Timers, time-outs and waits that one tick handles, each.
 const SLICE: usize = 128;
+
+/// Timers that one tick fires.
+const TIMERS_SLICE: DueMax = DueMax {
+    at_once: NODES_SLICE,
+    timed: SLICE,
+};
 
 /// Cron entries of these: each may push a hundred jobs, and one tick's changes are one group.
 const CRON_SLICE: usize = 4;
@@ -59,7 +66,7 @@ impl Engine {
             }];
         }
         let mut needs = Vec::new();
-        for timer in self.schedule.due(now.wall, SLICE) {
+        for timer in self.schedule.due(now.wall, TIMERS_SLICE) {
             needs.extend(self.needs_of_timer(&timer, facts));
         }
         for job in self.leases.timed_out(now.mono, SLICE) {
@@ -100,7 +107,10 @@ impl Engine {
             }
             TimerKind::Cron => self.need_of_cron(timer),
             TimerKind::Cancel => self.need_of_job(job, true),
-            TimerKind::BatchDeadline => self.need_of_batch_timer(timer),
+            TimerKind::BatchDeadline => return self.needs_of_batch_timer(timer, facts),
+            TimerKind::NodeDone | TimerKind::NodeEnded => {
+                return self.needs_of_node_timer(timer, facts);
+            }
             TimerKind::PauseEnd => None,
         };
         need.into_iter().collect()
@@ -109,7 +119,7 @@ impl Engine {
     pub(crate) fn tick(&mut self, now: Now, facts: &Facts, outcome: &mut Outcome) {
         // All that is due is looked up first, as `needs_of_tick` did: what one does must not bring
         // in another whose facts were not read.
-        let timers = self.schedule.due(now.wall, SLICE);
+        let timers = self.schedule.due(now.wall, TIMERS_SLICE);
         let late = self.leases.timed_out(now.mono, SLICE);
         let lost = self.sessions.first_lost(now.mono);
         let stragglers = self.stragglers_due(now.mono, SLICE);
@@ -211,6 +221,10 @@ impl Engine {
                 None
             }
             TimerKind::PauseEnd => self.end_pause(&timer),
+            TimerKind::NodeDone | TimerKind::NodeEnded => {
+                self.fire_node(now, &timer, facts);
+                None
+            }
         }
     }
 

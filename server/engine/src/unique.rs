@@ -267,6 +267,11 @@ impl Engine {
         }
         record.content = Some(content);
         let (queue, before) = (record.queue, record.state);
+        if before == JobState::Blocked {
+            record.run_at = Some(due).filter(|due| *due > now.wall);
+            self.group.put_job(record);
+            return true;
+        }
         if due > now.wall {
             self.count(queue, Some(before), Some(JobState::Scheduled));
             self.put_scheduled(record, due);

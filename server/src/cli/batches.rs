@@ -3,13 +3,18 @@
 //! A callback is a kind, or a job as a line of `push --spec` is one. What is allowed, the server
 //! says. Times are shown in UTC.
 
+use std::collections::BTreeMap;
+
 use clap::Subcommand;
 use ganger_protocol::{
-    BatchId, Kind, QueueName,
+    BatchId, JobId, Kind, QueueName,
     batch::{BatchEvent, BatchOpen, BatchView},
     job::JobSpec,
     request::BatchList,
+    response::GraphReply,
+    workflow::NodeView,
 };
+use serde::Serialize;
 
 use super::{
     connect::ConnectArgs,
@@ -22,8 +27,8 @@ use super::{
 pub(super) enum BatchesCommand {
     /// List batches that are not settled, in the order in which they were opened
     List(ListArgs),
-    /// Show a batch: its members as counted, its callbacks
-    Show(NameArgs),
+    /// Show a batch: its members as counted, its callbacks, and the graph of those that wait
+    Show(ShowArgs),
     /// Open a batch; prints its id, to push jobs with --batch
     Open(Box<OpenArgs>),
     /// Close a batch: its callbacks come when its jobs are over
@@ -51,6 +56,22 @@ pub(super) struct ListArgs {
 pub(super) struct NameArgs {
     /// The batch
     batch: BatchId,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowArgs {
+    /// The batch
+    batch: BatchId,
+    /// How many jobs of its graph at most
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// Where the last page of its graph ended, as it said
+    #[arg(long)]
+    cursor: Option<JobId>,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -86,11 +107,7 @@ pub(super) struct OpenArgs {
 pub(super) async fn run(command: BatchesCommand) -> Result<(), CliError> {
     match command {
         BatchesCommand::List(args) => list(args).await,
-        BatchesCommand::Show(args) => {
-            let client = args.connect.connect().await?;
-            let batch = client.batch_of(args.batch).show().await?;
-            args.format.print(&batch, text)
-        }
+        BatchesCommand::Show(args) => show(args).await,
         BatchesCommand::Open(args) => {
             let open = args.open()?;
             let client = args.connect.connect().await?;
@@ -143,6 +160,63 @@ impl OpenArgs {
         let kind = text.parse().map(of_kind);
         kind.map_err(|error| CliError::usage(format!("{text:?} is no kind of job")).because(&error))
     }
+}
+
+/// A batch with its graph: of a graph that is more than a page the jobs of this one.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    batch: BatchView,
+    #[serde(flatten)]
+    graph: GraphReply,
+}
+
+async fn show(args: ShowArgs) -> Result<(), CliError> {
+    let client = args.connect.connect().await?;
+    let batch = client.batch_of(args.batch);
+    let shown = Shown {
+        batch: batch.show().await?,
+        graph: batch.graph(args.cursor, args.limit).await?,
+    };
+    if args.format.json {
+        return output::line(&output::json(&shown)?);
+    }
+    output::line(text(&shown.batch).trim_end_matches('\n'))?;
+    if !shown.graph.nodes.is_empty() {
+        output::line("")?;
+        output::line(graph(&shown.graph.nodes).trim_end_matches('\n'))?;
+    }
+    if let Some(cursor) = shown.graph.cursor {
+        output::note(&format!("there are more: --cursor {cursor}"));
+    }
+    Ok(())
+}
+
+/// Jobs with those that they were to wait for, by their names where they have some.
+fn graph(nodes: &[NodeView]) -> String {
+    let mut table = Table::new(&[
+        ("JOB", Align::Left),
+        ("NAME", Align::Left),
+        ("KIND", Align::Left),
+        ("STATE", Align::Left),
+        ("AFTER", Align::Left),
+    ]);
+    let named = |node: &NodeView| Some((node.job, node.name.as_ref()?.to_string()));
+    let names: BTreeMap<JobId, String> = nodes.iter().filter_map(named).collect();
+    for node in nodes {
+        let after = node.after.iter();
+        let after = after.map(|job| names.get(job).cloned().unwrap_or_else(|| job.to_string()));
+        table.row([
+            node.job.to_string(),
+            node.name
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
+            node.kind.to_string(),
+            node.state.to_string(),
+            after.collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    table.render()
 }
 
 async fn list(args: ListArgs) -> Result<(), CliError> {
@@ -293,6 +367,24 @@ mod tests {
                 "{callback}"
             );
         }
+    }
+
+    #[test]
+    fn a_graph_tells_for_whom_each_job_waits_by_their_names() {
+        let node = |byte, name: Option<&str>, after: &[u8]| NodeView {
+            job: JobId::from_bytes([byte; 24]),
+            name: name.map(|name| name.parse().unwrap()),
+            queue: "q".parse().unwrap(),
+            kind: "k".parse().unwrap(),
+            state: ganger_protocol::workflow::NodeState::Blocked,
+            after: after
+                .iter()
+                .map(|byte| JobId::from_bytes([*byte; 24]))
+                .collect(),
+        };
+        let table = graph(&[node(0, Some("first"), &[]), node(4, None, &[0, 255])]);
+        let last = table.lines().nth(2).unwrap();
+        assert!(last.contains("blocked  first, ____"), "{table}");
     }
 
     #[test]

@@ -43,7 +43,7 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 const LINGER: Duration = Duration::from_millis(20);
 
 /// The fields of a job with `--spec`, those of the protocol.
-const SPEC_FIELDS: [&str; 18] = [
+const SPEC_FIELDS: [&str; 21] = [
     "queue",
     "kind",
     "payload",
@@ -60,7 +60,10 @@ const SPEC_FIELDS: [&str; 18] = [
     "unique",
     "key",
     "batch",
+    "name",
     "after",
+    "if",
+    "on_dead",
     "retain_ms",
 ];
 
@@ -157,6 +160,10 @@ pub(super) struct PushArgs {
     /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
     #[arg(long, value_name = "DURATION")]
     spread: Option<Span>,
+    /// All lines are one push of at most a thousand jobs, which are all taken or none: needed when
+    /// they wait for each other, by "name" and "after"
+    #[arg(long)]
+    atomic: bool,
     /// How long the job stays visible once it is done, cancelled or expired; default the queue's
     #[arg(long, value_name = "DURATION")]
     retain: Option<Span>,
@@ -187,7 +194,7 @@ pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
         let template = Template::new(&args)?;
         let client = args.connect.connect().await?;
         let lines = BufReader::new(tokio::io::stdin()).lines();
-        return Stream::new(client, args.format, args.spread)
+        return Stream::new(client, args.format, args.spread, args.atomic)
             .run(template, lines)
             .await;
     }
@@ -196,7 +203,8 @@ pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
         error.hint("a text needs its own quotes: ganger push hello '\"world\"'")
     })?;
     let client = args.connect.connect().await?;
-    let results = client.push_with(request(vec![job], args.spread)).await?;
+    let push = request(vec![job], args.spread, args.atomic);
+    let results = client.push_with(push).await?;
     match results.into_iter().next() {
         Some(result) => {
             let id = result.id;
@@ -212,8 +220,9 @@ pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
     }
 }
 
-fn request(jobs: Vec<JobSpec>, spread: Option<Span>) -> Push {
+fn request(jobs: Vec<JobSpec>, spread: Option<Span>, atomic: bool) -> Push {
     Push {
+        atomic,
         spread_ms: spread.map(|spread| spread.0),
         ..Push::of(jobs)
     }
@@ -395,6 +404,8 @@ struct Stream {
     client: Client,
     format: Format,
     spread: Option<Span>,
+    /// Whether all lines are one request.
+    atomic: bool,
     tasks: Tasks,
     /// Numbers of the lines of each request, and its answer to come.
     in_flight: VecDeque<(Vec<u64>, oneshot::Receiver<Pushed>)>,
@@ -405,7 +416,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(client: Client, format: Format, spread: Option<Span>) -> Self {
+    fn new(client: Client, format: Format, spread: Option<Span>, atomic: bool) -> Self {
         // Ids on the same terminal would tear the bar.
         let watched = output::watched() && !std::io::IsTerminal::is_terminal(&std::io::stdout());
         let progress = if watched {
@@ -417,6 +428,7 @@ impl Stream {
             client,
             format,
             spread,
+            atomic,
             tasks: Tasks::new(),
             in_flight: VecDeque::new(),
             progress,
@@ -434,7 +446,7 @@ impl Stream {
         let (mut jobs, mut numbers, mut bytes) = (Vec::new(), Vec::new(), 0);
         for number in 1.. {
             // Reading a line is cancel-safe: what was read of it stays in the buffer.
-            let next = if jobs.is_empty() {
+            let next = if jobs.is_empty() || self.atomic {
                 lines.next_line().await
             } else {
                 match tokio::time::timeout(LINGER, lines.next_line()).await {
@@ -454,13 +466,26 @@ impl Stream {
             }
             match template.job(line.trim()) {
                 Ok(job) => {
-                    if jobs.len() == ITEMS_MAX || bytes + line.len() > REQUEST_BYTES_MAX {
+                    if self.atomic && jobs.len() == ITEMS_MAX {
+                        return Err(CliError::usage(format!(
+                            "one push has at most {ITEMS_MAX} jobs, and line {number} is one more"
+                        )));
+                    }
+                    if !self.atomic
+                        && (jobs.len() == ITEMS_MAX || bytes + line.len() > REQUEST_BYTES_MAX)
+                    {
                         self.send(&mut jobs, &mut numbers).await?;
                         bytes = 0;
                     }
                     bytes += line.len();
                     jobs.push(job);
                     numbers.push(number);
+                }
+                Err(error) if self.atomic => {
+                    return Err(CliError {
+                        message: format!("line {number}: {}", error.message),
+                        ..error
+                    });
                 }
                 Err(error) => self.refuse(number, error)?,
             }
@@ -486,7 +511,7 @@ impl Stream {
         {
             self.settle(request).await?;
         }
-        let push = request(std::mem::take(jobs), self.spread);
+        let push = request(std::mem::take(jobs), self.spread, self.atomic);
         let client = self.client.clone();
         let (sender, answer) = oneshot::channel();
         self.tasks.spawn("push", OnPanic::Stop, async move {
@@ -579,6 +604,7 @@ mod tests {
     use ganger_protocol::{
         request::Operation,
         response::{PushReply, PushResult, ReplyBody},
+        workflow::{Condition, OnDead},
     };
 
     use super::{
@@ -711,7 +737,10 @@ mod tests {
             unique: serde_json::from_str("{\"key\":\"k\"}").unwrap(),
             key: Some(tag.clone()),
             batch: Some(BatchId(1)),
+            name: Some(tag.clone()),
             after: vec![tag],
+            condition: Some(Condition::Success),
+            on_dead: Some(OnDead::Hold),
             retain_ms: Some(DurationMs(1)),
             ..JobSpec::new("k".parse().unwrap(), Vec::new())
         };
@@ -764,7 +793,7 @@ mod tests {
         .await;
         let line = Line::try_parse_from(arguments.split_ascii_whitespace()).unwrap();
         let client = Client::connect(peer.options()).await.unwrap();
-        let stream = Stream::new(client, line.push.format, line.push.spread);
+        let stream = Stream::new(client, line.push.format, line.push.spread, line.push.atomic);
         let template = Template::new(&line.push).unwrap();
         let result = stream.run(template, lines.as_bytes().lines()).await;
         let (data, remarks) = output::sink::take();

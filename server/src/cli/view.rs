@@ -109,6 +109,13 @@ pub(super) fn job_text(job: &JobView) -> String {
     if let Some(batch) = job.batch {
         rows.push(("batch", batch.to_string()));
     }
+    rows.extend(job.name.iter().map(|name| ("name", name.to_string())));
+    if job.waits_for > 0 {
+        rows.push(("waits for", job.waits_for.to_string()));
+    }
+    rows.extend(job.after.iter().map(|job| ("after", job.to_string())));
+    let awaited_by = job.awaited_by.iter();
+    rows.extend(awaited_by.map(|job| ("awaited by", job.to_string())));
     for (name, value) in &job.headers {
         rows.push(("header", format!("{name}: {value}")));
     }
@@ -271,6 +278,12 @@ pub(super) mod tests {
             priority: 5,
             tags: vec!["vip".parse().unwrap()],
             batch: Some(ganger_protocol::BatchId(36)),
+            name: None,
+            waits_for: 0,
+            after: Vec::new(),
+            condition: None,
+            on_dead: None,
+            awaited_by: Vec::new(),
             pushed_at: Timestamp(1_700_000_000_000),
             expires_at: None,
             unique: None,

@@ -97,6 +97,7 @@ impl State {
             | Operation::BatchOpen(_)
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
+            | Operation::BatchGraph(_)
             | Operation::BatchList(_)
             | Operation::TaskStart(_)
             | Operation::TaskGet(_)
@@ -166,6 +167,7 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::CronResume(_)
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
+        | Operation::BatchGraph(_)
         | Operation::BatchList(_)
         | Operation::TaskGet(_)
         | Operation::TaskList(_)
@@ -193,9 +195,9 @@ mod tests {
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
-            Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
-            DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
-            JobGet, Push, QueueList, QueueNames, Release, Stats,
+            Ack, AckItem, Backup, BatchGraph, BatchList, BatchName, CronList, CronNames, CronRun,
+            CronShow, DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello,
+            JobCancel, JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
         task::{OneTask, TaskAction, TaskList, TaskStart},
     };
@@ -284,6 +286,11 @@ mod tests {
             Operation::BatchOpen(Box::default()),
             Operation::BatchCommit(BatchName { batch: BatchId(1) }),
             Operation::BatchShow(BatchName { batch: BatchId(1) }),
+            Operation::BatchGraph(BatchGraph {
+                batch: BatchId(1),
+                cursor: None,
+                limit: 1,
+            }),
             Operation::BatchList(BatchList {
                 settled: false,
                 cursor: None,
@@ -359,6 +366,7 @@ mod tests {
             "batch_open",
             "batch_commit",
             "batch_show",
+            "batch_graph",
             "batch_list",
             "task_start",
             "task_get",

@@ -33,7 +33,7 @@ pub(super) fn put_batch(out: &mut Vec<u8>, batch: &BatchRecord) {
     for at in [batch.committed_at, batch.completed_at, batch.settled_at] {
         put_optional(out, at.map(|at| at.0));
     }
-    out.push(u8::from(batch.lapsed));
+    out.push(u8::from(batch.lapsed) | u8::from(batch.has_edges) << 1);
     for callback in [&batch.on_complete, &batch.on_success, &batch.on_settled] {
         put_callback(out, callback.as_ref());
     }
@@ -63,7 +63,7 @@ fn put_callback(out: &mut Vec<u8>, callback: Option<&Callback>) {
 pub(super) fn batch(id: BatchId, body: &[u8]) -> Result<BatchRecord, Malformed> {
     let mut reader = Reader(body);
     let reader = &mut reader;
-    let record = BatchRecord {
+    let mut record = BatchRecord {
         id,
         namespace: reader.parsed()?,
         description: reader.text()?.to_owned(),
@@ -82,15 +82,19 @@ pub(super) fn batch(id: BatchId, body: &[u8]) -> Result<BatchRecord, Malformed> 
         committed_at: optional(reader)?.map(Timestamp),
         completed_at: optional(reader)?.map(Timestamp),
         settled_at: optional(reader)?.map(Timestamp),
-        lapsed: match reader.u8()? {
-            0 => false,
-            1 => true,
-            _ => return Err(Malformed("a batch has neither lapsed nor not")),
-        },
-        on_complete: callback(reader)?,
-        on_success: callback(reader)?,
-        on_settled: callback(reader)?,
+        lapsed: false,
+        has_edges: false,
+        on_complete: None,
+        on_success: None,
+        on_settled: None,
     };
+    (record.lapsed, record.has_edges) = match reader.u8()? {
+        bits @ 0..4 => (bits & 1 != 0, bits & 2 != 0),
+        _ => return Err(Malformed("a batch has neither lapsed nor not")),
+    };
+    record.on_complete = callback(reader)?;
+    record.on_success = callback(reader)?;
+    record.on_settled = callback(reader)?;
     reader.end()?;
     Ok(record)
 }

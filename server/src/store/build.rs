@@ -5,6 +5,7 @@
 //! order in which they come. It is what import and repair have in common.
 
 mod batches;
+mod workflows;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -127,6 +128,7 @@ impl Builder {
             Told::Outcome(outcome) => self.outcome(outcome),
             Told::Cron(cron) => self.cron(cron),
             Told::Batch(batch) => self.batch(*batch),
+            Told::Node(node) => self.node(*node)?,
         }
         if self.changes.len() >= BATCH_CHANGES {
             self.write()?;
@@ -160,6 +162,7 @@ impl Builder {
         let WholeJob {
             mut record,
             errors,
+            after,
             result,
         } = job;
         let (id, queue) = (record.id, self.queue_of(&record));
@@ -182,6 +185,7 @@ impl Builder {
         self.bytes(&mut record, result);
         record.place = None;
         record.cancel_at = None;
+        self.wait(&mut record, after);
         let counters = self.queues.get_mut(&queue).map(|queue| &mut queue.counters);
         if let Some(counters) = counters {
             match record.state {
@@ -420,6 +424,7 @@ impl Builder {
         }
         self.changes.push(Change::PutHead(self.head));
         self.write()?;
+        self.look_at_missed()?;
         let key = Key::meta(Meta::Made);
         let made = MadeRecord {
             format: FORMAT,

@@ -7,6 +7,7 @@
 
 mod batches;
 mod purged;
+mod workflows;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -180,10 +181,13 @@ impl Examiner<'_> {
         self.each(Prefix::Closed, Self::closed)?;
         self.each(Prefix::Blob, Self::blob)?;
         self.each(Prefix::Unique, Self::lock)?;
+        self.each(Prefix::Node, Self::node)?;
+        self.each(Prefix::Edge, Self::edge)?;
+        self.each(Prefix::Wait, Self::edge)?;
         for later in Prefix::ALL
             .into_iter()
             .skip_while(|it| *it != Prefix::Batch)
-            .filter(|it| !matches!(it, Prefix::Batch | Prefix::Cron))
+            .filter(|it| !matches!(it, Prefix::Batch | Prefix::Cron) && !is_of_workflows(*it))
         {
             self.each(later, Self::unknown)?;
         }
@@ -431,7 +435,10 @@ impl Examiner<'_> {
                 self.vouched(key, &timer_key(TimerKind::Due, at, &id), "its timer")?;
                 JobState::Scheduled
             }
-            (JobState::Blocked, _) => JobState::Blocked,
+            (JobState::Blocked, _) => {
+                self.waits(key, &job)?;
+                JobState::Blocked
+            }
             (JobState::Done | JobState::Dead | JobState::Cancelled | JobState::Expired, _) => {
                 let closed = ganger_engine::records::Closed {
                     queue: job.queue,
@@ -677,6 +684,7 @@ impl Examiner<'_> {
                 lock.is_some_and(|lock| lock.ends_at == Some(timer.at))
             }
             TimerKind::BatchDeadline => self.is_awaited_by_batch(&timer)?,
+            TimerKind::NodeDone | TimerKind::NodeEnded => timer.at == Timestamp(0),
             TimerKind::PauseEnd => self
                 .queues
                 .get(&queue_of_timer(&timer))
@@ -812,6 +820,10 @@ impl Examiner<'_> {
         }
         Ok(())
     }
+}
+
+fn is_of_workflows(prefix: Prefix) -> bool {
+    matches!(prefix, Prefix::Node | Prefix::Edge | Prefix::Wait)
 }
 
 /// The timer of a cron entry's next time.

@@ -9,9 +9,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use ganger_engine::{
     change::{Change, Group},
+    facts::Side,
     records::{BlobKind, GroupNumber, OutcomeRecord, VALUE_BYTES_MAX},
 };
-use ganger_protocol::SessionId;
+use ganger_protocol::{JobId, SessionId};
 
 use super::{
     StoreError, batch,
@@ -19,6 +20,7 @@ use super::{
     cron,
     keys::{Key, Meta},
     records::{self, PART_BYTES},
+    workflow,
 };
 
 const PUT: u8 = 1;
@@ -102,6 +104,14 @@ impl Physical {
     }
 }
 
+/// The two keys of an edge.
+fn edge(awaited: &JobId, waiting: &JobId) -> [Key; 2] {
+    [
+        Key::edge(Side::Dependents, awaited, waiting),
+        Key::edge(Side::Dependencies, waiting, awaited),
+    ]
+}
+
 struct Encoder {
     group: GroupNumber,
     body: Vec<u8>,
@@ -165,6 +175,31 @@ impl Encoder {
             }
             Change::DeleteLiveBatch(id) => self.delete(Key::batch(false, *id)),
             Change::DeleteSettledBatch(id) => self.delete(Key::batch(true, *id)),
+            Change::PutEdge(awaited, waiting) => {
+                for key in edge(awaited, waiting) {
+                    self.put(key, |_| {})?;
+                }
+            }
+            Change::DeleteEdge(awaited, waiting) => {
+                for key in edge(awaited, waiting) {
+                    self.delete(key);
+                }
+            }
+            Change::PutNode(node) => self.put_parts(
+                |part| Key::node(node.batch, &node.job, part),
+                |out| workflow::put_node(out, node),
+            )?,
+            Change::DeleteNode(batch, job, parts) => {
+                for part in 0..*parts {
+                    self.delete(Key::node(*batch, job, part));
+                }
+                self.delete(Key::node_end(*batch, job));
+            }
+            Change::PutNodeEnd(batch, job, end) => {
+                let key = Key::node_end(*batch, job);
+                self.put(key, |out| workflow::put_end(out, *end))?;
+            }
+            Change::DeleteNodeEnd(batch, job) => self.delete(Key::node_end(*batch, job)),
             Change::PutContent(job, content) => self.put_parts(
                 |part| Key::blob(job, BlobKind::Content, part),
                 |out| records::put_content(out, content),

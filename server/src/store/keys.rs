@@ -6,9 +6,12 @@
 
 use std::fmt;
 
-use ganger_engine::records::{
-    BlobKind, Closed, CronNumber, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer,
-    TimerKind, UniqueKey,
+use ganger_engine::{
+    facts::Side,
+    records::{
+        BlobKind, Closed, CronNumber, Lane, PartKey, ProducerNumber, QueueNumber, RunKey, Timer,
+        TimerKind, UniqueKey,
+    },
 };
 use ganger_protocol::{BatchId, JobId, SessionId, Timestamp, job::JobState};
 
@@ -44,9 +47,9 @@ pub enum Prefix {
     Unique = 0x20,
     /// whether it is settled u8 · batch u64: a start reads only the others.
     Batch = 0x21,
-    /// For later: batch u64 · job id.
-    Member = 0x22,
-    /// For later: job id that is waited for · job id that waits.
+    /// batch u64 · job id · what u8 · part u16: a member that was named or waits, and its end.
+    Node = 0x22,
+    /// Job id that is waited for · job id that waits.
     Edge = 0x23,
     /// cron u64.
     Cron = 0x24,
@@ -54,11 +57,13 @@ pub enum Prefix {
     Limit = 0x25,
     /// For later: queue u32 · lane u64; its name and weight.
     Lane = 0x26,
+    /// Job id that waits · job id that is waited for: the same edges again.
+    Wait = 0x28,
 }
 
 impl Prefix {
     /// Every prefix, in the order of the keys.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Meta,
         Self::Run,
         Self::Acks,
@@ -72,11 +77,12 @@ impl Prefix {
         Self::Blob,
         Self::Unique,
         Self::Batch,
-        Self::Member,
+        Self::Node,
         Self::Edge,
         Self::Cron,
         Self::Limit,
         Self::Lane,
+        Self::Wait,
     ];
 
     /// The prefix with this number.
@@ -104,8 +110,9 @@ impl Prefix {
             | Self::Leases
             | Self::Blob
             | Self::Unique
-            | Self::Member
-            | Self::Edge => false,
+            | Self::Node
+            | Self::Edge
+            | Self::Wait => false,
         }
     }
 
@@ -352,18 +359,40 @@ impl Key {
         Self::batches(is_settled).with(&batch.0.to_be_bytes())
     }
 
-    /// For later: a member of a batch.
-    pub fn member(batch: u64, job: &JobId) -> Self {
-        Self::of(Prefix::Member)
-            .with(&batch.to_be_bytes())
-            .with(job.as_bytes())
+    /// The begin of all nodes of a batch.
+    pub fn nodes(batch: BatchId) -> Self {
+        Self::of(Prefix::Node).with(&batch.0.to_be_bytes())
     }
 
-    /// For later: `waiting` waits for `awaited`.
-    pub fn edge(awaited: &JobId, waiting: &JobId) -> Self {
-        Self::of(Prefix::Edge)
-            .with(awaited.as_bytes())
-            .with(waiting.as_bytes())
+    /// The begin of what is kept of a node.
+    pub fn whole_node(batch: BatchId, job: &JobId) -> Self {
+        Self::nodes(batch).with(job.as_bytes())
+    }
+
+    /// A part of a node.
+    pub fn node(batch: BatchId, job: &JobId, part: u16) -> Self {
+        Self::whole_node(batch, job)
+            .with(&[0])
+            .with(&part.to_be_bytes())
+    }
+
+    /// The end of a node.
+    pub fn node_end(batch: BatchId, job: &JobId) -> Self {
+        Self::whole_node(batch, job).with(&[1, 0, 0])
+    }
+
+    /// The begin of the edges of a job, by either end.
+    pub fn edges(side: Side, job: &JobId) -> Self {
+        let prefix = match side {
+            Side::Dependents => Prefix::Edge,
+            Side::Dependencies => Prefix::Wait,
+        };
+        Self::of(prefix).with(job.as_bytes())
+    }
+
+    /// An edge as it is found from a job at one end of it, to the job at the other.
+    pub fn edge(side: Side, job: &JobId, other: &JobId) -> Self {
+        Self::edges(side, job).with(other.as_bytes())
     }
 
     /// A cron entry.
@@ -473,6 +502,34 @@ impl Key {
         let producer = ProducerNumber(take_u64(&mut rest)?);
         let (part, slot) = (take_u16(&mut rest)?, take_u8(&mut rest)?);
         rest.is_empty().then_some((producer, part, slot))
+    }
+
+    /// What a key of a node names: batch, job, and the part, or `None` for its end.
+    pub fn to_node(&self) -> Option<(BatchId, JobId, Option<u16>)> {
+        let mut rest = self.rest(Prefix::Node)?;
+        let batch = BatchId(take_u64(&mut rest)?);
+        let job = JobId::from_bytes(take(&mut rest)?);
+        let part = match (take_u8(&mut rest)?, take_u16(&mut rest)?) {
+            (0, part) => Some(part),
+            (1, 0) => None,
+            _ => return None,
+        };
+        rest.is_empty().then_some((batch, job, part))
+    }
+
+    /// What a key of an edge names: the job that it is found from, and the one at the other end.
+    pub fn to_edge(&self) -> Option<(Side, JobId, JobId)> {
+        let side = match self.prefix()? {
+            Prefix::Wait => Side::Dependencies,
+            _ => Side::Dependents,
+        };
+        let mut rest = match side {
+            Side::Dependents => self.rest(Prefix::Edge)?,
+            Side::Dependencies => self.rest(Prefix::Wait)?,
+        };
+        let job = JobId::from_bytes(take(&mut rest)?);
+        let other = JobId::from_bytes(take(&mut rest)?);
+        rest.is_empty().then_some((side, job, other))
     }
 
     /// What a key of a batch names: whether it is settled, and the batch.

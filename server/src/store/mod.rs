@@ -32,6 +32,7 @@ pub mod spots;
 #[cfg(test)]
 mod suite;
 pub mod table;
+mod workflow;
 
 use std::{
     io,

@@ -84,6 +84,17 @@ impl Store {
                 Ok(Fact::Batch(batch.map(Box::new)))
             }
             Need::Batches { after, max } => self.settled_batches(after, max),
+            Need::Edges {
+                side,
+                job,
+                after,
+                max,
+            } => self.edges(side, job, after, max),
+            Need::Node(batch, job) => {
+                let row = self.node_row(batch, job)?;
+                Ok(Fact::Node(row.map(Box::new)))
+            }
+            Need::Nodes { batch, after, max } => self.nodes(batch, after, max),
             Need::Run(run) => self.run_entries(&run).map(Fact::Run),
             Need::OldestClosed { queue, state, max } => {
                 let span = Span::of(Key::closed_jobs(queue, state));

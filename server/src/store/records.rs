@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ganger_engine::records::{
     Bits, Content, Entry, GroupNumber, HeadRecord, JobProgress, JobRecord, Lane, LeaseRecord,
-    LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
+    LeftRun, Node, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
     QueueRecord, Run, RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
@@ -18,6 +18,7 @@ use ganger_protocol::{
     job::{DeadReason, Headers, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::Counters,
     retry::Curve,
+    workflow::{Condition, OnDead},
 };
 
 use super::coding::{Malformed, Reader, put_bytes, put_signed, put_varint};
@@ -184,7 +185,7 @@ const UNIQUE: u64 = 1 << 4;
 const FAIRNESS_KEY: u64 = 1 << 5;
 const TAGS: u64 = 1 << 6;
 const BATCH: u64 = 1 << 7;
-const AFTER: u64 = 1 << 8;
+const NODE: u64 = 1 << 8;
 const RETAIN: u64 = 1 << 9;
 const CONTENT_TYPE: u64 = 1 << 10;
 const HEADERS: u64 = 1 << 11;
@@ -200,7 +201,7 @@ pub fn put_content(out: &mut Vec<u8>, content: &Content) {
         (FAIRNESS_KEY, content.key.is_some()),
         (TAGS, !content.tags.is_empty()),
         (BATCH, content.batch.is_some()),
-        (AFTER, !content.after.is_empty()),
+        (NODE, content.node.is_some()),
         (RETAIN, content.retain_ms.is_some()),
         (CONTENT_TYPE, content.content_type.is_some()),
         (HEADERS, !content.headers.is_empty()),
@@ -242,8 +243,8 @@ fn put_options(out: &mut Vec<u8>, content: &Content) {
     if let Some(batch) = &content.batch {
         put_varint(out, batch.0);
     }
-    if !content.after.is_empty() {
-        put_tags(out, &content.after);
+    if let Some(node) = &content.node {
+        put_node(out, node);
     }
     if let Some(retain) = content.retain_ms {
         put_varint(out, retain.0);
@@ -277,7 +278,7 @@ pub(super) fn content(reader: &mut Reader<'_>) -> Result<Content, Malformed> {
         key: None,
         tags: Vec::new(),
         batch: None,
-        after: Vec::new(),
+        node: None,
         retain_ms: None,
     };
     if has(MAX_ATTEMPTS) {
@@ -304,8 +305,8 @@ pub(super) fn content(reader: &mut Reader<'_>) -> Result<Content, Malformed> {
     if has(BATCH) {
         content.batch = Some(BatchId(reader.varint()?));
     }
-    if has(AFTER) {
-        content.after = tags(reader)?;
+    if has(NODE) {
+        content.node = Some(Box::new(node(reader)?));
     }
     if has(RETAIN) {
         content.retain_ms = Some(DurationMs(reader.varint()?));
@@ -399,6 +400,41 @@ fn unique(reader: &mut Reader<'_>) -> Result<Unique, Malformed> {
             _ => return Err(Malformed("a unique key has no known way of conflict")),
         },
         ttl_ms: optional(reader)?.map(DurationMs),
+    })
+}
+
+fn put_node(out: &mut Vec<u8>, node: &Node) {
+    let name = node.name.as_ref().map_or("", Tag::as_str);
+    put_bytes(out, name.as_bytes());
+    out.push(match node.condition {
+        Condition::Success => 1,
+        Condition::Settled => 2,
+    });
+    out.push(match node.on_dead {
+        OnDead::Cancel => 1,
+        OnDead::Hold => 2,
+    });
+}
+
+fn node(reader: &mut Reader<'_>) -> Result<Node, Malformed> {
+    Ok(Node {
+        name: match reader.text()? {
+            "" => None,
+            name => Some(
+                name.parse()
+                    .map_err(|_illegal| Malformed("a name is none"))?,
+            ),
+        },
+        condition: match reader.u8()? {
+            1 => Condition::Success,
+            2 => Condition::Settled,
+            _ => return Err(Malformed("a job waits for no known end")),
+        },
+        on_dead: match reader.u8()? {
+            1 => OnDead::Cancel,
+            2 => OnDead::Hold,
+            _ => return Err(Malformed("a job that waits has no known way of ending")),
+        },
     })
 }
 
@@ -568,6 +604,7 @@ const IN_BATCH: u64 = 1 << 6;
 const HOLDS_UNIQUE: u64 = 1 << 7;
 const PERCENT: u64 = 1 << 8;
 const NOTE: u64 = 1 << 9;
+const IS_NODE: u64 = 1 << 12;
 
 /// Appends the record of a job; its id stands in its key, its group in its header.
 pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
@@ -586,6 +623,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         (HOLDS_UNIQUE, job.holds_unique),
         (PERCENT, percent.is_some()),
         (NOTE, note.is_some()),
+        (IS_NODE, job.is_node),
     ];
     let flags = flags
         .iter()
@@ -692,6 +730,7 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         cancel_at: None,
         batch: None,
         holds_unique: has(HOLDS_UNIQUE),
+        is_node: has(IS_NODE),
     };
     if has(RUN_AT) {
         job.run_at = Some(Timestamp(reader.varint()?));

@@ -8,9 +8,13 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _};
-use ganger_engine::records::{
-    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
-    PackedJob, Place, QueueNumber, QueueRecord, RunKey,
+use ganger_engine::{
+    facts::NodeRow,
+    records::{
+        BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
+        PackedJob, Place, QueueNumber, QueueRecord, RunKey,
+    },
+    workflow::timer,
 };
 use ganger_protocol::{
     JobId,
@@ -35,6 +39,8 @@ pub enum Told {
     Outcome(Box<OutcomeRecord>),
     /// A batch, before its jobs and the batches in it.
     Batch(Box<BatchRecord>),
+    /// A node of the graph of a batch, after its batch.
+    Node(Box<NodeRow>),
     /// A cron entry.
     Cron(Box<CronRecord>),
 }
@@ -46,6 +52,8 @@ pub struct WholeJob {
     pub record: JobRecord,
     /// The last errors, oldest first.
     pub errors: Vec<JobError>,
+    /// `blocked`: the jobs that it waits for and that may still come.
+    pub after: Vec<JobId>,
     /// The result, when it has one.
     pub result: Option<Bytes>,
 }
@@ -143,6 +151,7 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     };
     teller.each(Prefix::Queue, Teller::queue)?;
     teller.each(Prefix::Batch, Teller::batch)?;
+    teller.each(Prefix::Node, Teller::node)?;
     teller.each(Prefix::Acks, Teller::acks)?;
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
@@ -243,6 +252,7 @@ impl Teller<'_> {
         self.listener.told(Told::Job(Box::new(WholeJob {
             record,
             errors: Vec::new(),
+            after: Vec::new(),
             result: None,
         })))
     }
@@ -323,11 +333,53 @@ impl Teller<'_> {
         if record.state == JobState::Leased {
             record.state = JobState::Ready;
         }
+        let after = self.awaited_by(&mut record)?;
         self.listener.told(Told::Job(Box::new(WholeJob {
             record,
             errors,
             result,
+            after,
         })))
+    }
+
+    /// The jobs that a blocked one waits for. One that is done counts as looked at.
+    fn awaited_by(&mut self, record: &mut JobRecord) -> Result<Vec<JobId>, StoreError> {
+        let mut after = Vec::new();
+        if record.state != JobState::Blocked {
+            return Ok(after);
+        }
+        let dependencies = match self.store.dependencies(record.id) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                self.listener.lost(describe(&error));
+                return Ok(after);
+            }
+            dependencies => dependencies?,
+        };
+        for job in dependencies {
+            let done = Key::timer(&timer(job, true));
+            match self.store.read_value(&done)? {
+                Some(_) => record.waits_for = record.waits_for.saturating_sub(1),
+                None => after.push(job),
+            }
+        }
+        if record.waits_for == 0 {
+            record.state = match record.run_at {
+                Some(_) => JobState::Scheduled,
+                None => JobState::Ready,
+            };
+        }
+        Ok(after)
+    }
+
+    fn node(&mut self, key: &Key, _: &[u8]) -> Result<(), StoreError> {
+        let (batch, job, part) = key.to_node().ok_or_else(|| bad_key(key))?;
+        if part != Some(0) {
+            return Ok(());
+        }
+        match self.store.node_row(batch, job)? {
+            Some(row) => self.listener.told(Told::Node(Box::new(row))),
+            None => Ok(()),
+        }
     }
 
     /// The bytes of a blob; what is damaged or gone is told.

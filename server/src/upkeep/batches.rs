@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use ganger_engine::records::{BatchRecord, Callback, Content};
+use ganger_engine::{
+    facts::NodeRow,
+    records::{BatchRecord, Callback, Content, NodeRecord},
+};
 use ganger_protocol::{
-    BatchId, Bytes, JobId, JobSpec, NamespaceName, Timestamp,
+    BatchId, Bytes, JobId, JobSpec, Kind, NamespaceName, QueueName, Timestamp,
     batch::{BatchCounters, BatchEvent},
+    ids::Tag,
     limits::BATCH_CALLBACKS_BYTES_MAX,
+    workflow::NodeState,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,6 +39,8 @@ pub(super) struct BatchLine {
     committed_at: Option<Timestamp>,
     #[serde(default)]
     lapsed: bool,
+    #[serde(default)]
+    has_edges: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     completed_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,6 +75,7 @@ impl BatchLine {
             opened_at: batch.opened_at,
             committed_at: batch.committed_at,
             lapsed: batch.lapsed,
+            has_edges: batch.has_edges,
             completed_at: batch.completed_at,
             settled_at: batch.settled_at,
         })
@@ -111,6 +119,52 @@ impl CallbackLine {
     }
 }
 
+/// A node of the graph of a batch, and its end.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NodeLine {
+    batch: BatchId,
+    job: JobId,
+    queue: QueueName,
+    kind: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<Tag>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    after: Vec<JobId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end: Option<NodeState>,
+}
+
+impl NodeLine {
+    /// The line of a node.
+    pub(super) fn of(row: NodeRow) -> Self {
+        let NodeRow { record, end } = row;
+        Self {
+            batch: record.batch,
+            job: record.job,
+            queue: record.queue,
+            kind: record.kind,
+            name: record.name,
+            after: record.after,
+            end,
+        }
+    }
+
+    /// The node of the line.
+    pub(super) fn row(self) -> NodeRow {
+        NodeRow {
+            record: NodeRecord {
+                batch: self.batch,
+                job: self.job,
+                queue: self.queue,
+                kind: self.kind,
+                name: self.name,
+                after: self.after,
+            },
+            end: self.end,
+        }
+    }
+}
+
 /// The batch of a line.
 ///
 /// # Errors
@@ -133,6 +187,7 @@ pub(super) fn batch_of(line: BatchLine) -> Result<BatchRecord, String> {
         opened_at: line.opened_at,
         committed_at: line.committed_at,
         lapsed: line.lapsed,
+        has_edges: line.has_edges,
         completed_at: line.completed_at,
         settled_at: line.settled_at,
     };

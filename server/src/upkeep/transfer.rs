@@ -2,7 +2,8 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its cron entries. Batches come before the jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its cron entries. Batches and the nodes of their graphs come before the jobs, which
+//! are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
@@ -29,7 +30,7 @@ use serde_json::Value;
 
 use super::{
     CACHE_BYTES, UpkeepError,
-    batches::{BatchLine, batch_of},
+    batches::{BatchLine, NodeLine, batch_of},
     crons::{CronLine, cron_of},
     empty_dir, shards_of,
 };
@@ -70,6 +71,7 @@ enum Line {
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
+    Node(Box<NodeLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,6 +136,10 @@ struct JobLine {
     lane: u64,
     #[serde(default = "no_lease")]
     settled_lease: LeaseId,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    waits_for: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    after: Vec<JobId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     errors: Vec<JobError>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +158,10 @@ struct JobLine {
     payload_base64: Option<String>,
     /// What was pushed, but for the payload; its `run_at` is the job's.
     spec: Value,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 fn no_lease() -> LeaseId {
@@ -283,6 +293,7 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Node(node) => self.line(&Line::Node(Box::new(NodeLine::of(*node)))),
             Told::Outcome(_) => {}
         }
         match self.failure {
@@ -323,6 +334,7 @@ fn job_line(
     let WholeJob {
         record,
         errors,
+        after,
         result,
     } = job;
     let progress = record.progress.as_deref();
@@ -350,6 +362,8 @@ fn job_line(
         releases: record.releases,
         lane: record.lane,
         settled_lease: record.settled_lease,
+        waits_for: record.waits_for,
+        after,
         errors,
         percent: progress.and_then(|it| it.percent),
         note: progress.and_then(|it| it.note.clone()),
@@ -396,7 +410,9 @@ fn spec_of(record: &JobRecord, content: &Content, queue: QueueName) -> JobSpec {
         unique: content.unique.clone(),
         key: content.key.clone(),
         batch: content.batch,
-        after: content.after.clone(),
+        name: content.node.as_ref().and_then(|node| node.name.clone()),
+        condition: content.node.as_ref().map(|node| node.condition),
+        on_dead: content.node.as_ref().map(|node| node.on_dead),
         retain_ms: content.retain_ms,
         ..JobSpec::new(content.kind.clone(), Bytes::new())
     }
@@ -476,6 +492,9 @@ impl Importer<'_> {
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
                 Line::Batch(batch) => self.batch(*batch, number)?,
+                Line::Node(node) => self
+                    .shard(number)?
+                    .take(Told::Node(Box::new((*node).row())))?,
             }
             progress(self.done.jobs);
         }
@@ -687,6 +706,7 @@ fn whole_job(
         queue,
         priority: priority.unwrap_or(ganger_protocol::limits::PRIORITY_DEFAULT),
         lane: line.lane,
+        waits_for: line.waits_for,
         // Of dead jobs the queue says anew how long they are kept.
         run_at: run_at.filter(|_| line.state != JobState::Dead),
         closed_at: line.closed_at,
@@ -703,6 +723,7 @@ fn whole_job(
     Ok(WholeJob {
         record,
         errors: line.errors,
+        after: line.after,
         result,
     })
 }

@@ -21,7 +21,8 @@ use crate::{
     command::{Now, Origin},
     facts::{Fact, Facts, Need},
     lease::LeaseKey,
-    records::{BatchRecord, Callback, Content},
+    records::{BatchRecord, Callback, Content, NodeRecord},
+    workflow,
 };
 
 impl BatchRecord {
@@ -125,8 +126,14 @@ impl Engine {
         facts: &Facts,
     ) -> Result<PushResult, WireError> {
         self.check_joins(origin, batch, by, facts)?;
+        let node = spec.is_node().then(|| workflow::node(batch, &spec));
         let result = self.push_job(now, origin, spec, later_by, facts)?;
-        if result.id.is_some() && !result.existing {
+        if let Some(job) = result.id
+            && !result.existing
+        {
+            if let Some(node) = node {
+                self.group.put_node(Box::new(NodeRecord { job, ..node }));
+            }
             self.make_move(now, (batch, None, Standing::Untried), facts);
         }
         Ok(result)
@@ -179,6 +186,7 @@ impl Engine {
             opened_at: now.wall,
             committed_at: None,
             lapsed: false,
+            has_edges: false,
             completed_at: None,
             settled_at: None,
         };
@@ -278,7 +286,7 @@ impl Engine {
     }
 
     /// A batch of the caller's namespace, settled or not.
-    fn batch_named<'a>(
+    pub(crate) fn batch_named<'a>(
         &'a self,
         origin: &Origin,
         id: BatchId,

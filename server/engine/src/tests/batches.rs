@@ -35,15 +35,15 @@ impl World {
         self.ask(None, operation)
     }
 
-    fn open_batch(&mut self, open: BatchOpen) -> BatchId {
+    pub(super) fn open_batch(&mut self, open: BatchOpen) -> BatchId {
         shown(self.ask_batch(Operation::BatchOpen(Box::new(open)))).id
     }
 
-    fn commit_batch(&mut self, batch: BatchId) -> BatchView {
+    pub(super) fn commit_batch(&mut self, batch: BatchId) -> BatchView {
         shown(self.ask_batch(Operation::BatchCommit(BatchName { batch })))
     }
 
-    fn batch(&mut self, batch: BatchId) -> BatchView {
+    pub(super) fn batch(&mut self, batch: BatchId) -> BatchView {
         shown(self.ask_batch(Operation::BatchShow(BatchName { batch })))
     }
 
@@ -82,7 +82,7 @@ impl World {
             .collect()
     }
 
-    fn discard(&mut self, worker: SessionId, job: &GrantedJob) {
+    pub(super) fn discard(&mut self, worker: SessionId, job: &GrantedJob) {
         let item = FailItem {
             discard: true,
             ..fail_item(job.id, job.lease)
@@ -90,7 +90,7 @@ impl World {
         self.fail_with(worker, item);
     }
 
-    fn kill_with(&mut self, worker: SessionId, job: &GrantedJob) {
+    pub(super) fn kill_with(&mut self, worker: SessionId, job: &GrantedJob) {
         let item = FailItem {
             dead: true,
             ..fail_item(job.id, job.lease)

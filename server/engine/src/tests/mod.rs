@@ -19,6 +19,7 @@ mod settings;
 mod storage;
 mod unique;
 mod waits;
+mod workflows;
 
 use crate::testing::World;
 

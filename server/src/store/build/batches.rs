@@ -23,6 +23,11 @@ impl Batches {
             .insert(batch.id, (batch, BatchCounters::default()));
     }
 
+    /// Whether a batch was taken that is not settled.
+    pub(super) fn contains(&self, batch: BatchId) -> bool {
+        self.live.contains_key(&batch)
+    }
+
     /// Takes a member. One that is not over and whose batch is gone becomes a job of no batch.
     pub(super) fn member(&mut self, job: &mut JobRecord) {
         let (Some(batch), false) = (job.batch, job.state.is_terminal()) else {
@@ -85,6 +90,7 @@ mod tests {
             opened_at: Timestamp(0),
             committed_at: Some(Timestamp(0)),
             lapsed: false,
+            has_edges: false,
             completed_at: None,
             settled_at: None,
         }

@@ -48,6 +48,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         cancel_at: None,
         batch: None,
         waits_for: 0,
+        is_node: false,
         holds_unique: false,
         progress: None,
         result_parts: 0,

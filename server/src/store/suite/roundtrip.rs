@@ -9,6 +9,7 @@ use crate::store::{
     coding::Malformed,
     cron,
     records::{self, HEADER_BYTES},
+    workflow,
 };
 
 /// The body of a record.
@@ -115,6 +116,15 @@ proptest! {
         let read = |body: &[u8]| cron::cron(cron.number, body);
         prop_assert!(fits(&body), "{}", body.len());
         prop_assert_eq!(read(&body), Ok(cron.clone()));
+        mangled(&body, at, read);
+    }
+
+    #[test]
+    fn nodes(record in any_node(), at: usize) {
+        let body = body(|out| workflow::put_node(out, &record));
+        let read = |body: &[u8]| workflow::node(record.batch, record.job, body);
+        prop_assert!(body.len().div_ceil(records::PART_BYTES) <= usize::from(record.parts()));
+        prop_assert_eq!(read(&body), Ok(record.clone()));
         mangled(&body, at, read);
     }
 

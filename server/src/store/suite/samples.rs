@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ganger_engine::records::{
     ACKS_PER_PART, BatchRecord, Bits, Callback, Content, CronNumber, CronRecord, CronTimes, Entry,
     GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobProgress, JobRecord, LEASES_PER_PART, Lane,
-    LeaseRecord, LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber,
-    QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
+    LeaseRecord, LeftRun, Node, NodeRecord, OutcomeRange, OutcomeRecord, PackedJob, Place,
+    ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
@@ -18,6 +18,7 @@ use ganger_protocol::{
     limits::BATCH_CALLBACKS_BYTES_MAX,
     response::Counters,
     retry::Curve,
+    workflow::{Condition, OnDead},
 };
 use proptest::prelude::*;
 
@@ -172,6 +173,36 @@ fn unique() -> impl Strategy<Value = Unique> {
 }
 
 /// A content with any of its fields, those of later features too.
+fn node() -> impl Strategy<Value = Node> {
+    let condition = prop::sample::select(vec![Condition::Success, Condition::Settled]);
+    let on_dead = prop::sample::select(vec![OnDead::Cancel, OnDead::Hold]);
+    let fields = (prop::option::of(name::<Tag>()), condition, on_dead);
+    fields.prop_map(|(name, condition, on_dead)| Node {
+        name,
+        condition,
+        on_dead,
+    })
+}
+
+pub(super) fn any_node() -> impl Strategy<Value = NodeRecord> {
+    let fields = (
+        any::<u64>(),
+        any_job_id(),
+        name(),
+        name(),
+        prop::option::of(name::<Tag>()),
+        prop::collection::vec(any_job_id(), 0..300),
+    );
+    fields.prop_map(|(batch, job, queue, kind, name, after)| NodeRecord {
+        batch: BatchId(batch),
+        job,
+        queue,
+        kind,
+        name,
+        after,
+    })
+}
+
 pub(super) fn any_content() -> impl Strategy<Value = Content> {
     let fields = (
         name::<Kind>(),
@@ -188,12 +219,12 @@ pub(super) fn any_content() -> impl Strategy<Value = Content> {
         prop::option::of(name::<Tag>()),
         prop::collection::vec(name::<Tag>(), 0..=8),
         prop::option::of(any::<u64>().prop_map(BatchId)),
-        prop::collection::vec(name::<Tag>(), 0..4),
+        prop::option::of(node()),
         prop::option::of(duration()),
     );
     (fields, later).prop_map(|(fields, later)| {
         let (kind, payload, content_type, headers, max_attempts, backoff, timeout_ms) = fields;
-        let (expires_at, unique, key, tags, batch, after, retain_ms) = later;
+        let (expires_at, unique, key, tags, batch, node, retain_ms) = later;
         Content {
             kind,
             payload: payload.into(),
@@ -207,7 +238,7 @@ pub(super) fn any_content() -> impl Strategy<Value = Content> {
             key,
             tags,
             batch,
-            after,
+            node: node.map(Box::new),
             retain_ms,
         }
     })
@@ -257,7 +288,7 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
     );
     let later = (
         prop::option::of(any::<u64>().prop_map(BatchId)),
-        any::<bool>(),
+        any::<[bool; 2]>(),
         prop::option::of(any::<u8>()),
         prop::option::of("[ -~]{0,100}"),
         any::<[u16; 2]>(),
@@ -265,7 +296,7 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
     (standing, counts, later).prop_map(|(standing, counts, later)| {
         let (id, state, lane, pushed_at, times, place, is_at_birth) = standing;
         let (reason, numbers, lease, error_parts, error_first, packed) = counts;
-        let (batch, holds_unique, percent, note, parts) = later;
+        let (batch, [holds_unique, is_node], percent, note, parts) = later;
         JobRecord {
             id,
             group: GroupNumber(0),
@@ -296,6 +327,7 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
             batch,
             waits_for: numbers[5],
             holds_unique,
+            is_node,
             progress: (percent.is_some() || note.is_some() || parts[0] > 0).then(|| {
                 Box::new(JobProgress {
                     percent,
@@ -539,7 +571,7 @@ pub(super) fn any_batch() -> impl Strategy<Value = BatchRecord> {
             prop::option::of(any::<u64>()),
         ),
         any::<[u64; 8]>(),
-        (timestamp(), is_at(), is_at(), is_at(), any::<bool>()),
+        (timestamp(), is_at(), is_at(), is_at(), any::<[bool; 2]>()),
         (callback(), callback(), callback()),
     )
         .prop_map(|(who, c, when, callbacks)| BatchRecord {
@@ -564,7 +596,8 @@ pub(super) fn any_batch() -> impl Strategy<Value = BatchRecord> {
             committed_at: when.1,
             completed_at: when.2,
             settled_at: when.3,
-            lapsed: when.4,
+            lapsed: when.4[0],
+            has_edges: when.4[1],
         })
 }
 
