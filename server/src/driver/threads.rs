@@ -1,10 +1,13 @@
 //! What drives a shard besides its sessions: the sync thread, the checkpoint thread, the timer.
 
-use std::{sync::Arc, sync::PoisonError, time::Duration};
+use std::{
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use ganger_engine::command::Command;
 
-use super::{Delivery, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
+use super::{Delivery, Inner, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError},
@@ -17,14 +20,25 @@ const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Slices of due things that one turn of the timer does before others get the lock.
 const TICKS_MAX: usize = 16;
 
+/// Which of the two threads that sync: two writes are under way at most.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Syncs whatever there is.
+    First,
+    /// Syncs what somebody waits for while the first one is at work.
+    Second,
+}
+
 impl Shard {
     /// Starts the threads and the timer.
     ///
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(self: &Arc<Self>, tasks: &Tasks) -> std::io::Result<()> {
-        let shard = Arc::clone(self);
-        tasks.thread("sync", move || shard.run_sync())?;
+        for (name, part) in [("sync", Part::First), ("sync-2", Part::Second)] {
+            let shard = Arc::clone(self);
+            tasks.thread(name, move || shard.run_sync(part))?;
+        }
         let shard = Arc::clone(self);
         let stopping = tasks.stopping();
         let checkpoint = move || shard.run_checkpoint(&|| stopping.is_cancelled());
@@ -41,11 +55,12 @@ impl Shard {
     pub fn stop(&self) {
         self.lock().is_stopping = true;
         self.dirty.notify_all();
+        self.needed.notify_all();
     }
 
-    fn run_sync(&self) {
+    fn run_sync(&self, part: Part) {
         loop {
-            match self.sync_once() {
+            match self.sync_once(part) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -58,50 +73,23 @@ impl Shard {
 
     /// Waits for something to do, seals it, syncs it, and releases what waited for it; `false`
     /// when there is nothing left and the shard stops.
-    fn sync_once(&self) -> Result<bool, StoreError> {
-        let mut inner = self.lock();
-        let mut dirty_since = None;
-        while !inner.core.is_awaited() {
-            if self.has_failed() {
-                return Ok(false);
-            }
-            let is_dirty = inner.core.is_dirty();
-            if inner.is_stopping {
-                if is_dirty {
-                    break;
-                }
-                return Ok(false);
-            }
-            if !is_dirty {
-                inner.sync_sleeps = Sleep::UntilDirty;
-                inner = self
-                    .dirty
-                    .wait(inner)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            // Counted from the first change: a further one does not begin it anew.
-            inner.sync_sleeps = Sleep::UntilAwaited;
-            let waited = dirty_since.get_or_insert_with(Stopwatch::start).elapsed();
-            let Some(rest) = self.unawaited_sync_after.checked_sub(waited) else {
-                break;
-            };
-            let waited = self.dirty.wait_timeout(inner, rest);
-            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        inner.sync_sleeps = Sleep::Not;
-        if self.has_failed() {
+    fn sync_once(&self, part: Part) -> Result<bool, StoreError> {
+        let waited = match part {
+            Part::First => self.wait_for_changes(),
+            Part::Second => self.wait_for_need(),
+        };
+        let Some(mut inner) = waited else {
             return Ok(false);
-        }
+        };
         while self.store.is_full() && !self.has_failed() {
             // The checkpoint thread makes room; meanwhile nothing is sealed and sessions stop
             // reading.
             let waited = self.dirty.wait_timeout(inner, Duration::from_millis(1));
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        inner.core.seal(self.clock.now())?;
+        inner.core.seal_for_sync(self.clock.now())?;
         drop(inner);
-        let durable = self.store.sync()?;
+        let durable = self.store.write(self.store.gather()?)?;
         let mut delivery = Delivery::default();
         let mut inner = self.lock();
         let released: Released = inner.core.synced(durable);
@@ -117,6 +105,59 @@ impl Shard {
             self.room.notify_waiters();
         }
         Ok(true)
+    }
+
+    /// Waits for changes that somebody waits for, or that are old enough; `None` when there are none
+    /// and the shard stops.
+    fn wait_for_changes(&self) -> Option<MutexGuard<'_, Inner>> {
+        let mut inner = self.lock();
+        let mut dirty_since = None;
+        while !inner.core.is_awaited() {
+            if self.has_failed() {
+                return None;
+            }
+            let is_unsynced = inner.core.is_unsynced();
+            if inner.is_stopping {
+                if is_unsynced {
+                    break;
+                }
+                return None;
+            }
+            if !is_unsynced {
+                inner.sync_sleeps = Sleep::UntilDirty;
+                let waited = self.dirty.wait(inner);
+                inner = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            // Counted from the first change: a further one does not begin it anew.
+            inner.sync_sleeps = Sleep::UntilAwaited;
+            let waited = dirty_since.get_or_insert_with(Stopwatch::start).elapsed();
+            let Some(rest) = self.unawaited_sync_after.checked_sub(waited) else {
+                break;
+            };
+            let waited = self.dirty.wait_timeout(inner, rest);
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.sync_sleeps = Sleep::Not;
+        (!self.has_failed()).then_some(inner)
+    }
+
+    /// Waits for changes that somebody waits for while the first thread is at work; `None` when the
+    /// shard stops.
+    fn wait_for_need(&self) -> Option<MutexGuard<'_, Inner>> {
+        let mut inner = self.lock();
+        loop {
+            if inner.is_stopping || self.has_failed() {
+                return None;
+            }
+            if inner.wants_second() {
+                return Some(inner);
+            }
+            inner.second_sleeps = true;
+            let waited = self.needed.wait(inner);
+            inner = waited.unwrap_or_else(PoisonError::into_inner);
+            inner.second_sleeps = false;
+        }
     }
 
     fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
