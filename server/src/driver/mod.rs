@@ -17,9 +17,10 @@ mod threads;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::Thread,
     time::Duration,
 };
 
@@ -71,6 +72,9 @@ pub struct Shard {
     /// Wakes the sessions that wait until more is durable.
     room: Notify,
     is_congested: AtomicBool,
+    /// The checkpoint thread, and whether it sleeps because there is nothing to carry.
+    checkpointer: OnceLock<Thread>,
+    checkpoint_rests: AtomicBool,
     scans: Arc<Semaphore>,
     bulk: Mutex<Bulk>,
     clock: Clock,
@@ -154,6 +158,8 @@ impl Shard {
             earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
+            checkpointer: OnceLock::new(),
+            checkpoint_rests: AtomicBool::new(false),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             bulk: Mutex::default(),
             clock,

@@ -1,7 +1,7 @@
 //! What drives a shard besides its sessions: the sync thread, the checkpoint thread, the timer.
 
 use std::{
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,8 +14,11 @@ use crate::{
     tasks::{OnPanic, Tasks},
 };
 
-/// How long the checkpoint thread sleeps between two looks.
+/// How long the checkpoint thread sleeps between two looks at a store that has something to carry.
 const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long it sleeps where there is nothing, unless it is woken.
+const CHECKPOINT_REST: Duration = Duration::from_secs(1);
 
 /// Slices of due things that one turn of the timer does before others get the lock.
 const TICKS_MAX: usize = 16;
@@ -90,6 +93,7 @@ impl Shard {
         inner.core.seal_for_sync(self.clock.now())?;
         drop(inner);
         let durable = self.store.write(self.store.gather()?)?;
+        self.wake_checkpoint();
         let mut delivery = Delivery::default();
         let mut inner = self.lock();
         let released: Released = inner.core.synced(durable);
@@ -97,11 +101,7 @@ impl Shard {
         let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
         drop(inner);
         delivery.send(self.clock.now().mono);
-        if is_relieved
-            && self
-                .is_congested
-                .swap(false, std::sync::atomic::Ordering::AcqRel)
-        {
+        if is_relieved && self.is_congested.swap(false, Ordering::AcqRel) {
             self.room.notify_waiters();
         }
         Ok(true)
@@ -167,7 +167,7 @@ impl Shard {
                 .store
                 .checkpoint_due(since.elapsed() >= self.checkpoint_every)
             {
-                std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
+                self.rest_before_checkpoint();
                 continue;
             }
             match self.store.checkpoint_slice() {
@@ -178,6 +178,29 @@ impl Shard {
                     return;
                 }
             }
+        }
+    }
+
+    /// Sleeps until another look at the store is worth it.
+    fn rest_before_checkpoint(&self) {
+        if !self.store.is_settled() {
+            std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
+            return;
+        }
+        let _ = self.checkpointer.set(std::thread::current());
+        self.checkpoint_rests.store(true, Ordering::SeqCst);
+        // What became durable before that found nobody to wake.
+        if self.store.is_settled() {
+            std::thread::park_timeout(CHECKPOINT_REST);
+        }
+    }
+
+    /// Something is durable that a checkpoint has to carry.
+    fn wake_checkpoint(&self) {
+        if self.checkpoint_rests.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.checkpointer.get()
+        {
+            thread.unpark();
         }
     }
 
