@@ -276,14 +276,12 @@ fn unknown_fields_are_ignored_and_unserved_ones_refused() {
     let job = json!({ "kind": "k", "colour": "blue" });
     connection.ok("push", json!({ "jobs": [job], "speed": 9 }));
     connection.ok("fetch", json!({ "queues": ["default"], "patience": true }));
-    for mut job in [json!({ "key": "k" })] {
-        let field = job.as_object().and_then(|map| map.keys().next()).cloned();
-        job["kind"] = json!("k");
-        let reply = connection.ok("push", json!({ "jobs": [job] }));
-        let error = &reply["results"][0]["err"];
-        assert_eq!(error["code"], "unsupported_op");
-        assert_eq!(error["field"].as_str(), field.as_deref());
-    }
+    let reply = connection.ok("push", json!({ "jobs": [{ "kind": "k", "key": "k" }] }));
+    let error = &reply["results"][0]["err"];
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("unsupported_op"), &json!("key"))
+    );
 }
 
 #[test]
