@@ -63,7 +63,7 @@ pub struct JobSpec {
     /// The unique key, and what happens when another job holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Box<Unique>>,
-    /// Refused in this version: the fairness key.
+    /// The key that shares with the other keys of its queue, and that limits of keys are for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Tag>,
     /// The batch that it joins.
@@ -283,7 +283,6 @@ impl JobSpec {
     /// Refuses what this version stores but does not serve yet, rather than to ignore it.
     fn check_served(&self) -> Result<(), WireError> {
         let unserved = [
-            ("key", self.key.is_some()),
             ("after", !self.after.is_empty()),
             ("retain_ms", self.retain_ms.is_some()),
         ];
@@ -448,6 +447,9 @@ pub struct GrantedJob {
     /// The batch that it is a member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
 }
 
 /// A job as it is shown to a person.
@@ -491,6 +493,9 @@ pub struct JobView {
     /// The batch that it is a member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod fuzzing;
 pub mod ids;
 pub mod job;
+pub mod limit;
 pub mod limits;
 pub mod queue;
 mod read;
@@ -32,7 +33,8 @@ mod write;
 pub use bytes::Bytes;
 pub use error::{ErrorCode, WireError};
 pub use ids::{
-    BatchId, CronName, JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId,
+    BatchId, CronName, JobId, KeyPattern, Kind, LeaseId, NamespaceName, QueueName, QueuePattern,
+    SessionId,
 };
 pub use job::JobSpec;
 pub use retry::RetryPolicy;

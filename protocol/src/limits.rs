@@ -159,6 +159,21 @@ pub const BATCH_OPEN_MAX: DurationMs = DurationMs::from_hours(24);
 /// How long a batch stays visible once it is settled.
 pub const BATCH_RETENTION: DurationMs = DurationMs::from_hours(24 * 7);
 
+/// Limits of a shard, of up to 300 bytes each. They are held in memory.
+pub const LIMITS_MAX: usize = 200_000;
+
+/// The highest `max_running` of a limit.
+pub const LIMIT_RUNNING_MAX: u32 = 1_000_000;
+
+/// The largest `n` and `burst` of a rate.
+pub const LIMIT_RATE_MAX: u32 = 1_000_000;
+
+/// The longest `per_ms` of a rate: one year.
+pub const LIMIT_RATE_PER_MAX: DurationMs = DurationMs::from_hours(24 * 366);
+
+/// The highest weight of a key.
+pub const LIMIT_WEIGHT_MAX: u32 = 1_000;
+
 /// Redirects that a client follows for one connection.
 pub const REDIRECTS_MAX: usize = 3;
 

@@ -15,6 +15,7 @@ use crate::{
     frame,
     ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
+    limit::{LimitList, LimitSet, OneLimit},
     limits::{self, Limits},
     queue::{OneQueue, QueuePause, QueueSet},
     read,
@@ -139,6 +140,14 @@ operations! {
     BatchShow(BatchName) = "batch_show",
     /// Lists batches.
     BatchList(BatchList) = "batch_list",
+    /// Makes a limit of queues or keys, or replaces it.
+    LimitSet(Box<LimitSet>) = "limit_set",
+    /// Deletes a limit.
+    LimitDelete(OneLimit) = "limit_delete",
+    /// Shows a limit.
+    LimitShow(OneLimit) = "limit_show",
+    /// Lists limits.
+    LimitList(LimitList) = "limit_list",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -668,6 +677,9 @@ impl Operation {
             Self::CronShow(show) => check_range("next", 0, limits::CRON_NEXT_MAX, show.next),
             Self::BatchOpen(open) => open.check(limits),
             Self::BatchList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
+            Self::LimitSet(set) => set.check(),
+            Self::LimitDelete(one) | Self::LimitShow(one) => one.check(),
+            Self::LimitList(list) => list.check(),
             Self::BatchCommit(BatchName { .. })
             | Self::BatchShow(BatchName { .. })
             | Self::CronRun(CronRun { .. })

@@ -13,6 +13,7 @@ use crate::{
     frame,
     ids::{JobId, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
+    limit::{LimitView, LimitsReply},
     limits::Limits,
     queue::{QueuePurgeReply, QueueReply},
     read,
@@ -410,9 +411,9 @@ replies! {
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
-    /// `cron_pause`, `cron_resume`.
+    /// `cron_pause`, `cron_resume`, `limit_delete`.
     Done(Done) = "goodbye" | "queue_pause" | "queue_resume" | "queue_create" | "queue_delete"
-        | "cron_delete" | "cron_pause" | "cron_resume",
+        | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
     /// To `job_cancel`.
@@ -437,6 +438,10 @@ replies! {
     Batch(Box<BatchView>) = "batch_open" | "batch_commit" | "batch_show",
     /// To `batch_list`.
     Batches(BatchesReply) = "batch_list",
+    /// To `limit_set` and `limit_show`.
+    Limit(Box<LimitView>) = "limit_set" | "limit_show",
+    /// To `limit_list`.
+    Limits(LimitsReply) = "limit_list",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.

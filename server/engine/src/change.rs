@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{BatchId, JobId, SessionId, job::JobError};
+use ganger_protocol::{BatchId, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
-    JobRecord, LeaseRecord, LeftRun, OutcomeRecord, PartKey, ProducerNumber, QueueNumber,
+    JobRecord, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PartKey, ProducerNumber, QueueNumber,
     QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
@@ -57,6 +57,8 @@ pub enum Change {
     DeleteLiveBatch(BatchId),
     /// A record among the settled ones, whether it is there or not.
     DeleteSettledBatch(BatchId),
+    PutLimit(Box<LimitRecord>),
+    DeleteLimit(NamespaceName, LimitTarget),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// So many parts of a blob, whether they exist or not.

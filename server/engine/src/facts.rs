@@ -11,7 +11,7 @@ use ganger_protocol::{BatchId, JobId, Timestamp, job::JobError};
 
 use crate::records::{
     BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-    LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord,
+    LeftRun, LimitRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord,
     RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
@@ -37,6 +37,17 @@ pub enum Need {
         entries_max: u32,
         /// No further run once the contents have so many bytes.
         bytes_max: u32,
+    },
+    /// The lanes of keys that have runs. Answered by [`Fact::Lanes`].
+    Lanes {
+        /// The queue.
+        queue: QueueNumber,
+        /// The priority.
+        priority: u8,
+        /// Lanes with higher numbers than this one.
+        after: u64,
+        /// At most so many.
+        max: u32,
     },
     /// The next timers. Answered by [`Fact::Timers`].
     Timers {
@@ -127,6 +138,13 @@ pub enum Fact {
     Errors(Vec<JobError>),
     /// Entries in order.
     Heads(Heads),
+    /// Lanes in order, and whether these are all.
+    Lanes {
+        /// The lanes.
+        lanes: Vec<u64>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
     /// Timers in order, and whether these are all.
     Timers {
         /// The timers.
@@ -208,6 +226,11 @@ impl Facts {
         self.0.get(need)
     }
 
+    /// Everything that was answered.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Need, &Fact)> {
+        self.0.iter()
+    }
+
     /// Whether a need is answered.
     pub fn contains(&self, need: &Need) -> bool {
         self.0.contains_key(need)
@@ -225,6 +248,8 @@ pub struct Recovered {
     pub queues: Vec<QueueRecord>,
     /// Every cron entry.
     pub crons: Vec<CronRecord>,
+    /// Every limit.
+    pub limits: Vec<LimitRecord>,
     /// Every batch that is not settled.
     pub batches: Vec<BatchRecord>,
     /// Every session.

@@ -10,9 +10,10 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, JobId, SessionId, Timestamp,
+    BatchId, JobId, NamespaceName, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
+    limit::LimitTarget,
 };
 
 use crate::{
@@ -67,6 +68,8 @@ pub(crate) struct OpenGroup {
     /// Batches that are not settled and changed, or are no longer such.
     pub(crate) batches: BTreeSet<BatchId>,
     settled_batches: BTreeMap<BatchId, Option<Box<BatchRecord>>>,
+    /// Limits that changed, or are gone.
+    pub(crate) limits: BTreeSet<(NamespaceName, LimitTarget)>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -302,6 +305,14 @@ impl OpenGroup {
     pub(crate) fn settled_batches(&self) -> impl Iterator<Item = (BatchId, Option<&BatchRecord>)> {
         let changed = self.settled_batches.iter();
         changed.map(|(id, record)| (*id, record.as_deref()))
+    }
+
+    /// The record of a limit is to be written, or deleted.
+    pub(crate) fn touch_limit(&mut self, namespace: NamespaceName, target: LimitTarget) {
+        if self.limits.insert((namespace, target)) {
+            self.operations += 1;
+            self.bytes += 512;
+        }
     }
 
     /// The record of a cron entry of about so many bytes is to be written, or deleted.

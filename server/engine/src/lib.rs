@@ -15,6 +15,7 @@
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
+//! | `limits`, `keys`, `lanes` | how many jobs of a queue or key run; whose turn it is within a queue |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
@@ -35,7 +36,10 @@ mod fetch;
 mod group;
 mod invariants;
 pub mod job;
+pub mod keys;
+pub mod lanes;
 mod lease;
+mod limits;
 mod look;
 #[cfg(test)]
 mod model;
@@ -62,7 +66,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use foldhash::HashMap;
 use ganger_protocol::{
     ErrorCode, LeaseId, SessionId, WireError,
-    limits::{self, Limits},
+    limits::{BATCHES_MAX, LIMITS_MAX, Limits},
     request::Operation,
     response::ReplyBody,
 };
@@ -75,7 +79,10 @@ use self::{
     cron::Crons,
     facts::{Fact, Facts, Need},
     group::OpenGroup,
+    keys::Keys,
+    lanes::{POSITION_STEP, SPILLS_MAX},
     lease::{Answer, Leases},
+    limits::Limits as JobLimits,
     purge::Sweeps,
     push::Producers,
     queue::Queues,
@@ -114,6 +121,8 @@ pub struct Options {
     pub namespaces_max: usize,
     /// Cron entries of the shard at most. Default 10 000, of up to 6 KiB each.
     pub crons_max: usize,
+    /// Limits of the shard at most. Default 200 000, of up to 300 bytes each.
+    pub limits_max: usize,
     /// Batches of the shard that are not settled at most. Default 10 000, of up to 6 KiB each.
     pub batches_max: usize,
     /// Seed of the jitter.
@@ -133,7 +142,8 @@ impl Default for Options {
             queues_max: 1 << 16,
             namespaces_max: 256,
             crons_max: 10_000,
-            batches_max: limits::BATCHES_MAX,
+            limits_max: LIMITS_MAX,
+            batches_max: BATCHES_MAX,
             seed: 0,
             secret: [0; 32],
         }
@@ -184,6 +194,15 @@ pub struct Engine {
     producers: Producers,
     crons: Crons,
     batches: Batches,
+    limits: JobLimits,
+    keys: Keys,
+    /// Queues that wait for the rate of their limit.
+    queues_at_rate: BTreeSet<(Mono, QueueNumber)>,
+    /// Queues in which something may be granted that could not before: offered when the command is
+    /// done.
+    awakened: BTreeSet<QueueNumber>,
+    /// Jobs that this command may still move out of shared lanes.
+    spills: u32,
     /// Old numbers of purged queues.
     sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
@@ -218,6 +237,9 @@ impl Engine {
             (Need::Heads { lane, after, .. }, Fact::Heads(heads)) => {
                 self.refill_lane(*lane, *after, heads);
             }
+            (Need::Lanes { .. }, Fact::Lanes { lanes, at_end }) => {
+                self.learn_lanes(need, lanes, *at_end);
+            }
             (Need::Timers { after, .. }, Fact::Timers { timers, at_end }) => {
                 self.refill_schedule(*after, timers, *at_end);
             }
@@ -228,6 +250,8 @@ impl Engine {
     /// Applies a command. Every need must have been answered.
     pub fn apply(&mut self, now: Now, command: Command, facts: &Facts) -> Outcome {
         let mut outcome = Outcome::default();
+        self.spills = SPILLS_MAX;
+        self.learn_holds(now, facts);
         match command {
             Command::Request(origin, operation) => {
                 if let Some(session) = origin.session.and_then(|id| self.sessions.find_mut(id)) {
@@ -251,6 +275,11 @@ impl Engine {
             Command::FileCrons(crons) => self.take_file_crons(now, crons),
             Command::Tick => self.tick(now, facts, &mut outcome),
         }
+        if !self.awakened.is_empty() {
+            let awakened = std::mem::take(&mut self.awakened);
+            self.offer_all(now, awakened.into_iter(), &mut outcome);
+        }
+        self.keys.forget_learned(now.mono);
         outcome
     }
 
@@ -267,6 +296,7 @@ impl Engine {
         let queues = std::mem::take(&mut group.queues);
         let crons = std::mem::take(&mut group.crons);
         let batches = std::mem::take(&mut group.batches);
+        let limits = std::mem::take(&mut group.limits);
         let mut changes = group.into_changes(&acks);
         changes.extend(leases);
         changes.extend(queues.iter().map(|queue| match self.queue_record(*queue) {
@@ -280,6 +310,12 @@ impl Engine {
         changes.extend(batches.iter().map(|id| match self.batches.find(*id) {
             Some(record) => Change::PutBatch(Box::new(record.clone())),
             None => Change::DeleteLiveBatch(*id),
+        }));
+        changes.extend(limits.into_iter().map(|(namespace, target)| {
+            match self.limits.record(&namespace, &target) {
+                Some(record) => Change::PutLimit(Box::new(record)),
+                None => Change::DeleteLimit(namespace, target),
+            }
         }));
         self.head.wall = self.head.wall.max(now.wall);
         changes.push(Change::PutHead(self.head));
@@ -334,7 +370,7 @@ impl Engine {
     ) -> Vec<Need> {
         match operation {
             Operation::Push(push) => self.needs_of_push(origin, push, facts),
-            Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch),
+            Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch, facts),
             Operation::Ack(ack) => {
                 let leases = ack.leases.iter().map(|item| (item.job, item.lease));
                 self.needs_of_answers(leases, Some(Answer::Ack))
@@ -369,6 +405,10 @@ impl Engine {
                 self.need_of_batch(name.batch).into_iter().collect()
             }
             Operation::BatchList(list) => Self::needs_of_batch_list(list),
+            Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_) => Vec::new(),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::DeadList(_)
@@ -441,6 +481,10 @@ impl Engine {
             Operation::BatchCommit(name) => self.batch_commit(now, &origin, name, facts)?,
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
+            Operation::LimitSet(set) => self.limit_set(&origin, *set)?,
+            Operation::LimitDelete(one) => self.limit_delete(&origin, &one)?,
+            Operation::LimitShow(one) => self.limit_show(&origin, &one)?,
+            Operation::LimitList(list) => self.limit_list(&origin, &list)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
                 return Err(WireError::new(
@@ -494,13 +538,15 @@ impl Engine {
 
     /// A position at the tail.
     fn position_at_tail(head: &mut HeadRecord) -> u64 {
-        head.position_high += 1;
+        let position = head.position_high;
+        head.position_high = position - position % POSITION_STEP + POSITION_STEP;
         head.position_high
     }
 
     /// A position at the head.
     fn position_at_head(&mut self) -> u64 {
-        self.head.position_low -= 1;
+        let below = self.head.position_low - 1;
+        self.head.position_low = below - below % POSITION_STEP;
         self.head.position_low
     }
 

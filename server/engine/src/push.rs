@@ -61,6 +61,8 @@ impl Engine {
                 Some(_) => {}
             }
         }
+        let keys = push.jobs.iter().filter_map(|job| job.key.as_ref());
+        needs.extend(keys.filter_map(|key| self.need_of_sequence(&origin.namespace, key)));
         let unique = push.jobs.iter().filter(|job| job.unique.is_some());
         needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
         let batches = push.jobs.iter().filter_map(|job| job.batch);
@@ -186,11 +188,14 @@ impl Engine {
 
     fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
-        let lane = Lane {
+        let mut lane = Lane {
             queue,
             priority,
             lane: 0,
         };
+        if let Some(key) = spec.key.as_ref().filter(|_| due <= now.wall) {
+            lane.lane = self.lane_to_join(queue, priority, key);
+        }
         let content = Arc::new(Content::from(spec));
         let spilled_parts = content.spilled_parts();
         let packed = PackedJob {
@@ -255,6 +260,9 @@ impl Engine {
             return;
         };
         self.group.queues.insert(queue.record.number);
+        if queue.limit.is_some() && from == Some(JobState::Leased) {
+            self.awakened.insert(queue.record.number);
+        }
         if let Some(count) = from.and_then(|from| queue.count_mut(from)) {
             *count -= 1;
         }
@@ -318,6 +326,7 @@ impl Engine {
             dead_retention_ms: None,
             counters: Counters::default(),
         });
+        self.limit_queue(number);
         self.stand_in(number);
         number
     }

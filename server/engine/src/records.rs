@@ -13,6 +13,7 @@ use ganger_protocol::{
     cron::{Misfire, Overlap},
     ids::{Birth, Tag},
     job::{DeadReason, Headers, JobSpec, JobState, Unique},
+    limit::{LimitTarget, Rate},
     response::Counters,
 };
 
@@ -274,7 +275,7 @@ pub struct JobRecord {
     pub queue: QueueNumber,
     /// Its priority now.
     pub priority: u8,
-    /// The lane of its fairness key.
+    /// The lane that it stands in, or stood in last.
     pub lane: u64,
     /// When it was pushed.
     pub pushed_at: Timestamp,
@@ -314,6 +315,8 @@ pub struct JobRecord {
     pub waits_for: u32,
     /// `dead`: whether it still holds its unique key, so that whoever removes it reads that.
     pub holds_unique: bool,
+    /// Not terminal: whether it keeps the later jobs of its key back, which is a sequence.
+    pub holds_key: bool,
     /// For later: progress in percent.
     pub percent: Option<u8>,
     /// For later: a note about the progress.
@@ -432,7 +435,7 @@ pub struct PartKey {
 pub const ACKS_PER_PART: usize = 80;
 
 /// Rows of one [`PartKey`] of leases at most.
-pub const LEASES_PER_PART: usize = 64;
+pub const LEASES_PER_PART: usize = 60;
 
 /// A set of entries of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -501,6 +504,8 @@ pub struct LeaseRecord {
     pub place: Place,
     /// Which grant of the job it is.
     pub attempt: u32,
+    /// The lane of its key; 0: it has none.
+    pub key: u64,
 }
 
 /// A worker's session.
@@ -652,6 +657,23 @@ pub enum CronTimes {
         /// As the IANA database spells it.
         timezone: String,
     },
+}
+
+/// A limit of queues or keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitRecord {
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// What it is for.
+    pub target: LimitTarget,
+    /// Jobs that are leased at once at most.
+    pub max_running: Option<u32>,
+    /// How fast jobs are granted.
+    pub rate: Option<Rate>,
+    /// Jobs of a key in its turn.
+    pub weight: Option<u32>,
+    /// Whether jobs of a key run one at a time, in order.
+    pub sequence: bool,
 }
 
 /// A batch: its members as counted, and its callbacks.

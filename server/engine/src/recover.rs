@@ -15,7 +15,9 @@ use crate::{
     cron::Crons,
     facts::{Recovered, RecoveredLease},
     group::OpenGroup,
+    keys::Keys,
     lease::{Lease, Leases},
+    limits::{Limits, Opened},
     purge::Sweeps,
     push::Producers,
     queue::Queues,
@@ -36,6 +38,10 @@ impl Engine {
             reserved: 1,
             next_queue: 1,
         });
+        let opened = Opened {
+            at: now.mono,
+            rested_ms: now.wall.since(head.wall).0,
+        };
         let next_group = GroupNumber(recovered.group.0 + 1);
         let mut engine = Self {
             random: Random::seeded(options.seed),
@@ -58,6 +64,11 @@ impl Engine {
             producers: Producers::default(),
             crons: Crons::default(),
             batches: Batches::default(),
+            limits: Limits::default(),
+            keys: Keys::new(&options.secret, opened),
+            queues_at_rate: BTreeSet::new(),
+            awakened: BTreeSet::new(),
+            spills: 0,
             sweeps: Sweeps::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
@@ -67,6 +78,9 @@ impl Engine {
         };
         engine.group.is_head_touched = true;
         engine.group.is_awaited = true;
+        for limit in recovered.limits {
+            engine.limits.recover(limit);
+        }
         for queue in recovered.queues {
             if queue.is_purged {
                 engine.sweeps.insert(queue, recovered.group);
@@ -74,6 +88,7 @@ impl Engine {
             }
             let number = queue.number;
             engine.queues.insert(queue);
+            engine.limit_queue(number);
             engine.watch_dead(number);
         }
         for cron in recovered.crons {
@@ -213,6 +228,9 @@ impl Engine {
             state.entries = row.run_entries;
             state.leased += 1;
         }
+        if record.key != 0 {
+            self.keys.take_slot(record.key);
+        }
         self.leases.insert(
             record.job,
             Lease {
@@ -224,6 +242,7 @@ impl Engine {
                 has_record,
                 spilled_parts,
                 attempt: record.attempt,
+                lane: record.key,
                 key,
                 batch,
                 cancel_at,
