@@ -147,6 +147,8 @@ impl Verb {
             | Operation::CronShow(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::JobCancel(_)
             | Operation::DeadRevive(_)
@@ -162,6 +164,8 @@ impl Verb {
             | Operation::CronPause(_)
             | Operation::CronResume(_)
             | Operation::CronRun(_)
+            | Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
             | Operation::Backup(_) => Some(Self::Admin),
         }
     }
@@ -541,6 +545,11 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
                 .find(|queue| !own.iter().any(|own| own.matches(queue)))
                 .and_then(named)
         }
+        // A limit of keys counts in every queue.
+        Operation::LimitSet(set) => Some(set.queue.clone().unwrap_or_else(all)).filter(missing),
+        Operation::LimitDelete(one) | Operation::LimitShow(one) => {
+            Some(one.queue.clone().unwrap_or_else(all)).filter(missing)
+        }
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
         | Operation::CronDelete(_)
@@ -551,6 +560,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::CronRun(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::LimitList(_)
         | Operation::JobGet(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)

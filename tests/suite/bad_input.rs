@@ -277,7 +277,6 @@ fn unknown_fields_are_ignored_and_unserved_ones_refused() {
     connection.ok("push", json!({ "jobs": [job], "speed": 9 }));
     connection.ok("fetch", json!({ "queues": ["default"], "patience": true }));
     let unserved = [
-        json!({ "key": "k" }),
         json!({ "after": ["a"] }),
         json!({ "retain_ms": 1 }),
     ];

@@ -13,6 +13,7 @@ mod demo;
 mod directories;
 mod durability;
 mod expiry;
+mod fairness;
 mod lifecycle;
 mod limits;
 mod outcomes;

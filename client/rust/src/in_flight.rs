@@ -242,6 +242,10 @@ impl InFlight {
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -704,6 +708,7 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::CronRun(_)
         | Operation::QueuePurge(_)
         | Operation::QueueDelete(_)
+        | Operation::LimitDelete(_)
         | Operation::CronDelete(_) => false,
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
@@ -732,6 +737,9 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::LimitSet(_)
+        | Operation::LimitShow(_)
+        | Operation::LimitList(_)
         | Operation::Stats(_) => true,
     }
 }
@@ -775,6 +783,10 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::LimitSet(_)
+        | Operation::LimitDelete(_)
+        | Operation::LimitShow(_)
+        | Operation::LimitList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

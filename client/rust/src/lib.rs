@@ -62,6 +62,7 @@ mod failure;
 mod handshake;
 mod in_flight;
 mod job;
+mod limits;
 mod options;
 mod queues;
 mod task;

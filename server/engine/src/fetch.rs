@@ -299,6 +299,7 @@ impl Engine {
             ),
         };
         self.unwatch_expiry(id, content.expires_at);
+        self.use_rate_of_queue(now, queue);
         let lane = self.key_slot(now, &place.run.lane, id, &content);
         let key = self.key_at_grant(id, &content, attempt);
         let (number, reserved) = self.take_number();
@@ -394,8 +395,9 @@ impl Engine {
         for number in queues {
             if let Some(queue) = self.queues.find_mut(number) {
                 queue.waiters.insert(ticket);
-                // What was at hand had expired: the next tick reads on.
-                if !queue.record.paused && queue.may_be_unread() {
+                // What was at hand had expired or moved: the next tick reads on.
+                let may_have_more = queue.may_be_unread() || queue.has_turns();
+                if !queue.record.paused && may_have_more {
                     self.unserved.insert(number);
                 }
             }

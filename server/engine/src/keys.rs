@@ -157,6 +157,12 @@ impl Keys {
         self.states.get(&lane).map_or(0, |state| state.running)
     }
 
+    /// Whether nothing is known of any key.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.counted.is_empty()
+    }
+
     /// Keys that have parked lanes.
     pub(crate) fn parked(&self) -> Vec<u64> {
         let parked = self.states.iter().filter(|(_, it)| !it.parked.is_empty());
@@ -365,6 +371,7 @@ impl Engine {
         if let Some(at) = state.free_at.take() {
             self.keys.at_rate.remove(&(at, lane));
         }
+        self.keys.unread.remove(&lane);
         for (queue, priority) in std::mem::take(&mut state.parked) {
             self.queues.unpark(Lane {
                 queue,
@@ -499,7 +506,7 @@ impl Engine {
 
     /// Takes in who holds keys, as far as it was read or stands in the open group.
     pub(crate) fn learn_holds(&mut self, now: Now, facts: &Facts) {
-        if !self.limits.has_sequences() {
+        if !self.limits.has_sequences() && !self.keys.has_unread() {
             return;
         }
         let read = facts.iter().filter_map(|(need, _)| match need {
@@ -526,7 +533,7 @@ impl Engine {
                 state.hold = hold;
             }
             self.keys.learned.push(lane);
-            if self.keys.unread.remove(&lane) {
+            if self.keys.unread.contains(&lane) {
                 self.wake_key(lane);
             }
         }

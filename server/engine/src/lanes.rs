@@ -24,10 +24,6 @@ use crate::{
     window::{Head, HeadJob, Window},
 };
 
-/// Positions of runs are multiples of this: between two of them a job of the first has its own, so
-/// that it can stand alone in another lane and keep its place.
-pub const POSITION_STEP: u64 = 256;
-
 /// Jobs of a key in the shared lane from which on further ones get a lane of their own.
 const SHARED_MAX: u32 = 64;
 

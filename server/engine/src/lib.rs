@@ -80,7 +80,7 @@ use self::{
     facts::{Fact, Facts, Need},
     group::OpenGroup,
     keys::Keys,
-    lanes::{POSITION_STEP, SPILLS_MAX},
+    lanes::SPILLS_MAX,
     lease::{Answer, Leases},
     limits::Limits as JobLimits,
     purge::Sweeps,
@@ -534,20 +534,6 @@ impl Engine {
             false => self.reserved_in,
         };
         (number, after)
-    }
-
-    /// A position at the tail.
-    fn position_at_tail(head: &mut HeadRecord) -> u64 {
-        let position = head.position_high;
-        head.position_high = position - position % POSITION_STEP + POSITION_STEP;
-        head.position_high
-    }
-
-    /// A position at the head.
-    fn position_at_head(&mut self) -> u64 {
-        let below = self.head.position_low - 1;
-        self.head.position_low = below - below % POSITION_STEP;
-        self.head.position_low
     }
 
     /// An entry leaves its run. When it was the last one, the run goes.

@@ -250,7 +250,7 @@ impl Engine {
         };
         let (head, group) = (&mut self.head, &mut self.group);
         let entry = Entry::Reference(record.id);
-        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let place = group.append(lane, entry, || head.position_at_tail());
         record.state = JobState::Ready;
         record.run_at = None;
         record.place = Some(place);
@@ -271,7 +271,7 @@ impl Engine {
             priority: record.priority,
             lane: record.lane,
         };
-        let position = self.position_at_head();
+        let position = self.head.position_at_head();
         let place = self.group.prepend(lane, record.id, position);
         record.state = JobState::Ready;
         record.run_at = None;

@@ -217,7 +217,7 @@ impl Engine {
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
         let entry = Entry::Job(packed.clone());
-        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let place = group.append(lane, entry, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         self.count(lane.queue, None, Some(JobState::Ready));
         self.queue_head(Head {
@@ -231,7 +231,7 @@ impl Engine {
 
     fn push_later(&mut self, lane: Lane, due: Timestamp, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || Self::position_at_tail(head));
+        let place = group.birth(lane, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         let record = JobRecord {
             state: JobState::Scheduled,

@@ -32,6 +32,10 @@ pub const INLINE_BYTES_MAX: usize = 5 << 10;
 /// Bytes of one part of a blob.
 pub const BLOB_PART_BYTES: usize = 5 << 10;
 
+/// Positions of runs are multiples of this: between two of them each job of the first has its own, so
+/// that it can stand alone in another lane and keep its place in the order of arrival.
+pub const POSITION_STEP: u64 = 256;
+
 /// The number of a queue. A purge gives a queue a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueNumber(pub u32);
@@ -734,6 +738,22 @@ pub struct HeadRecord {
     pub reserved: u64,
     /// The next queue gets this number.
     pub next_queue: u32,
+}
+
+impl HeadRecord {
+    /// A position behind all that were given.
+    pub fn position_at_tail(&mut self) -> u64 {
+        let last = self.position_high - self.position_high % POSITION_STEP;
+        self.position_high = last + POSITION_STEP;
+        self.position_high
+    }
+
+    /// A position before all that were given.
+    pub fn position_at_head(&mut self) -> u64 {
+        let below = self.position_low - 1;
+        self.position_low = below - below % POSITION_STEP;
+        self.position_low
+    }
 }
 
 /// Which blob of a job. The numbers are stored and never change.

@@ -97,7 +97,7 @@ enum Conflict {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("key").args(["unique", "unique_of"]))]
+#[command(group = clap::ArgGroup::new("unique_key").args(["unique", "unique_of"]))]
 pub(super) struct PushArgs {
     /// The kind, by which a worker picks a handler
     #[arg(required_unless_present = "spec")]
@@ -128,6 +128,9 @@ pub(super) struct PushArgs {
     /// Not granted any more once this time has passed, such as 1h, by the clock of this machine
     #[arg(long, value_name = "DURATION")]
     expires_in: Option<Span>,
+    /// The key, such as a tenant: keys share their queue, and limits of keys count for it
+    #[arg(long)]
+    key: Option<Tag>,
     /// The unique key: while a job holds it, another push with it makes none
     #[arg(long, value_name = "KEY")]
     unique: Option<Tag>,
@@ -143,15 +146,15 @@ pub(super) struct PushArgs {
     #[arg(
         long,
         value_name = "EVENT",
-        requires = "key",
+        requires = "unique_key",
         conflicts_with = "unique_ttl"
     )]
     unique_until: Option<Until>,
     /// Holds the unique key for this time, such as 10m, whatever becomes of the job
-    #[arg(long, value_name = "DURATION", requires = "key")]
+    #[arg(long, value_name = "DURATION", requires = "unique_key")]
     unique_ttl: Option<Span>,
     /// What to do when another job holds the unique key; default existing
-    #[arg(long, value_name = "WHAT", requires = "key")]
+    #[arg(long, value_name = "WHAT", requires = "unique_key")]
     on_conflict: Option<Conflict>,
     /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
     #[arg(long, value_name = "DURATION")]
@@ -261,6 +264,7 @@ impl Template {
                 .expires_in
                 .map(|time| Clock::system().now().wall.plus(time.0)),
             unique: unique(args).map(Box::new),
+            key: args.key.clone(),
             batch: args.batch,
             ..JobSpec::new(kind, Vec::new())
         });
@@ -351,6 +355,7 @@ pub(super) fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpe
     job.timeout_ms = job.timeout_ms.or(defaults.timeout_ms);
     job.expires_at = job.expires_at.or(defaults.expires_at);
     job.unique = job.unique.or_else(|| defaults.unique.clone());
+    job.key = job.key.or_else(|| defaults.key.clone());
     for (name, value) in &defaults.headers {
         job.headers
             .entry(name.clone())

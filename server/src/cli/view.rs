@@ -89,6 +89,9 @@ pub(super) fn job_text(job: &JobView) -> String {
     if let Some(batch) = job.batch {
         rows.push(("batch", batch.to_string()));
     }
+    if let Some(key) = &job.key {
+        rows.push(("key", key.to_string()));
+    }
     for (name, value) in &job.headers {
         rows.push(("header", format!("{name}: {value}")));
     }
@@ -189,6 +192,7 @@ pub(super) mod tests {
             priority: 5,
             tags: vec!["vip".parse().unwrap()],
             batch: Some(ganger_protocol::BatchId(36)),
+            key: Some("tenant:7".parse().unwrap()),
             pushed_at: Timestamp(1_700_000_000_000),
             expires_at: None,
             unique: None,
@@ -229,6 +233,7 @@ pub(super) mod tests {
              losses     1\n\
              tags       vip\n\
              batch      10\n\
+             key        tenant:7\n\
              header     traceparent: 00-1\n\
              error      2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
              payload    {\"to\":1}\n"

@@ -92,6 +92,10 @@ impl State {
             | Operation::BatchCommit(_)
             | Operation::BatchShow(_)
             | Operation::BatchList(_)
+            | Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -149,6 +153,10 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::BatchCommit(_)
         | Operation::BatchShow(_)
         | Operation::BatchList(_)
+        | Operation::LimitSet(_)
+        | Operation::LimitDelete(_)
+        | Operation::LimitShow(_)
+        | Operation::LimitList(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -166,6 +174,7 @@ mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId,
         cron::CronSet,
+        limit::{LimitList, OneLimit},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -252,6 +261,13 @@ mod tests {
                 cursor: None,
                 limit: 1,
             }),
+            Operation::LimitSet(Box::default()),
+            Operation::LimitDelete(OneLimit::default()),
+            Operation::LimitShow(OneLimit::default()),
+            Operation::LimitList(LimitList {
+                cursor: None,
+                limit: 1,
+            }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -312,6 +328,10 @@ mod tests {
             "batch_commit",
             "batch_show",
             "batch_list",
+            "limit_set",
+            "limit_delete",
+            "limit_show",
+            "limit_list",
             "stats",
             "backup",
         ];

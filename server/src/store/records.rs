@@ -568,6 +568,7 @@ const IN_BATCH: u64 = 1 << 6;
 const HOLDS_UNIQUE: u64 = 1 << 7;
 const PERCENT: u64 = 1 << 8;
 const NOTE: u64 = 1 << 9;
+const HOLDS_KEY: u64 = 1 << 16;
 
 /// Appends the record of a job; its id stands in its key, its group in its header.
 pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
@@ -583,6 +584,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         (HOLDS_UNIQUE, job.holds_unique),
         (PERCENT, job.percent.is_some()),
         (NOTE, job.note.is_some()),
+        (HOLDS_KEY, job.holds_key),
     ];
     let flags = flags
         .iter()
@@ -682,6 +684,7 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         cancel_at: None,
         batch: None,
         holds_unique: has(HOLDS_UNIQUE),
+        holds_key: has(HOLDS_KEY),
         percent: None,
         note: None,
     };
@@ -813,6 +816,7 @@ pub fn put_leases(out: &mut Vec<u8>, rows: &[LeaseRecord]) {
         put_signed(out, distance(row.deadline.0, &mut deadline));
         put_place(out, &row.place, &Place::of_birth(&row.job));
         put_varint(out, u64::from(row.attempt));
+        put_varint(out, row.key);
     }
 }
 
@@ -837,6 +841,7 @@ pub fn leases(body: &[u8]) -> Result<Vec<LeaseRecord>, Malformed> {
                 deadline: Timestamp(advance(&mut deadline, reader.signed()?)),
                 place: place(&mut reader, &Place::of_birth(&job))?,
                 attempt: reader.narrow()?,
+                key: reader.varint()?,
             })
         })
         .collect::<Result<_, _>>()?;

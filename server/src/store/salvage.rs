@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
-    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
+    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, LimitRecord, OutcomeRecord,
     PackedJob, Place, QueueNumber, QueueRecord, RunKey,
 };
 use ganger_protocol::{
@@ -17,7 +17,7 @@ use ganger_protocol::{
 };
 
 use super::{
-    Store, StoreError, bad_key, batch, cron, damaged, describe,
+    Store, StoreError, bad_key, batch, cron, damaged, describe, limit,
     keys::{Key, Meta, Prefix},
     rebuild::RESTORE_STEP,
     records,
@@ -34,6 +34,8 @@ pub enum Told {
     Outcome(Box<OutcomeRecord>),
     /// A batch, before its jobs and the batches in it.
     Batch(Box<BatchRecord>),
+    /// A limit.
+    Limit(Box<LimitRecord>),
     /// A cron entry.
     Cron(Box<CronRecord>),
 }
@@ -144,6 +146,7 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
     teller.each(Prefix::Outcome, Teller::outcome)?;
+    teller.each(Prefix::Limit, Teller::limit)?;
     teller.each(Prefix::Cron, Teller::cron)
 }
 
@@ -323,6 +326,11 @@ impl Teller<'_> {
         let number = key.to_cron().ok_or_else(|| bad_key(key))?;
         let cron = cron::cron(number, body).map_err(damaged(key))?;
         self.listener.told(Told::Cron(Box::new(cron)))
+    }
+
+    fn limit(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let limit = limit::limit(body).map_err(damaged(key))?;
+        self.listener.told(Told::Limit(Box::new(limit)))
     }
 
     fn batch(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its cron entries. Batches come before the jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its limits and cron entries. Batches come before the jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
@@ -21,6 +21,7 @@ use ganger_protocol::{
     BatchId, CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
     Timestamp,
     job::{DeadReason, JobError, JobState},
+    limit::LimitTarget,
     response::Counters,
 };
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,9 @@ use super::{
     CACHE_BYTES, UpkeepError,
     batches::{BatchLine, batch_of},
     crons::{CronLine, cron_of},
-    empty_dir, shards_of,
+    empty_dir,
+    limits::{LimitLine, limit_of},
+    shards_of,
 };
 use crate::{
     data_dir::shard_dir,
@@ -57,6 +60,8 @@ pub struct Transferred {
     pub jobs: u64,
     /// Cron entries.
     pub crons: u64,
+    /// Limits.
+    pub limits: u64,
     /// Batches.
     pub batches: u64,
 }
@@ -69,6 +74,7 @@ enum Line {
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
+    Limit(Box<LimitLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -127,6 +133,8 @@ struct JobLine {
     releases: u32,
     #[serde(default)]
     lane: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    holds_key: bool,
     #[serde(default = "no_lease")]
     settled_lease: LeaseId,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -261,6 +269,10 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Limit(limit) => {
+                self.done.limits += 1;
+                self.line(&Line::Limit(Box::new(LimitLine::of(*limit))));
+            }
             Told::Batch(batch) => {
                 self.done.batches += 1;
                 match BatchLine::of(&batch) {
@@ -329,6 +341,7 @@ fn job_line(
         losses_in_row: record.losses_in_row,
         releases: record.releases,
         lane: record.lane,
+        holds_key: record.holds_key,
         settled_lease: record.settled_lease,
         errors,
         payload: text,
@@ -426,6 +439,7 @@ struct Shard {
     crons: BTreeSet<(NamespaceName, CronName)>,
     cron_numbers: BTreeSet<CronNumber>,
     batches: BTreeSet<BatchId>,
+    limits: BTreeSet<(NamespaceName, LimitTarget)>,
 }
 
 impl Importer<'_> {
@@ -452,6 +466,7 @@ impl Importer<'_> {
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
                 Line::Batch(batch) => self.batch(*batch, number)?,
+                Line::Limit(limit) => self.limit(*limit, number)?,
             }
             progress(self.done.jobs);
         }
@@ -515,6 +530,7 @@ impl Importer<'_> {
             crons: BTreeSet::new(),
             cron_numbers: BTreeSet::new(),
             batches: BTreeSet::new(),
+            limits: BTreeSet::new(),
         });
         Ok(())
     }
@@ -589,6 +605,18 @@ impl Importer<'_> {
         Ok(())
     }
 
+    fn limit(&mut self, line: LimitLine, at: u64) -> Result<(), UpkeepError> {
+        let shard = self.shard(at)?;
+        let limit = limit_of(line).map_err(|what| invalid(at, &what))?;
+        let named = (limit.namespace.clone(), limit.target.clone());
+        if !shard.limits.insert(named) {
+            return Err(invalid(at, "a limit of this target comes a second time"));
+        }
+        shard.take(Told::Limit(Box::new(limit)))?;
+        self.done.limits += 1;
+        Ok(())
+    }
+
     fn shard(&mut self, at: u64) -> Result<&mut Shard, UpkeepError> {
         let missing = || invalid(at, "an export begins with a line {\"export\": …}");
         self.current.as_mut().ok_or_else(missing)
@@ -650,6 +678,7 @@ fn whole_job(
         queue,
         priority: priority.unwrap_or(ganger_protocol::limits::PRIORITY_DEFAULT),
         lane: line.lane,
+        holds_key: line.holds_key,
         run_at: run_at.filter(|_| line.state == JobState::Scheduled),
         closed_at: line.closed_at,
         reason: line.reason,

@@ -48,6 +48,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         batch: None,
         waits_for: 0,
         holds_unique: false,
+        holds_key: false,
         percent: None,
         note: None,
         cursor_parts: 0,
@@ -399,6 +400,7 @@ fn recovery_finds_sessions_acks_and_leases_with_their_jobs() {
             deadline: Timestamp(5),
             place: place(position, 0),
             attempt: 1,
+            key: 0,
         };
         let part = PartKey {
             group: GroupNumber(1),

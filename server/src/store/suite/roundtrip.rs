@@ -7,7 +7,7 @@ use super::samples::*;
 use crate::store::{
     batch,
     coding::Malformed,
-    cron,
+    cron, limit,
     records::{self, HEADER_BYTES},
 };
 
@@ -116,6 +116,14 @@ proptest! {
         prop_assert!(fits(&body), "{}", body.len());
         prop_assert_eq!(read(&body), Ok(cron.clone()));
         mangled(&body, at, read);
+    }
+
+    #[test]
+    fn limits(record in any_limit(), at: usize) {
+        let body = body(|out| limit::put_limit(out, &record));
+        prop_assert!(fits(&body), "{}", body.len());
+        prop_assert_eq!(limit::limit(&body), Ok(record));
+        mangled(&body, at, limit::limit);
     }
 
     #[test]
