@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::WireError,
     ids::{KeyPattern, QueuePattern},
-    limits::{
-        LIMIT_RATE_MAX, LIMIT_RATE_PER_MAX, LIMIT_RUNNING_MAX, LIMIT_WEIGHT_MAX, PAGE_MAX,
-    },
+    limits::{LIMIT_RATE_MAX, LIMIT_RATE_PER_MAX, LIMIT_RUNNING_MAX, LIMIT_WEIGHT_MAX, PAGE_MAX},
     time::DurationMs,
 };
 
@@ -188,7 +186,11 @@ fn page() -> u32 {
 
 impl LimitList {
     pub(crate) fn check(&self) -> Result<(), WireError> {
-        in_range("limit", u32::try_from(PAGE_MAX).unwrap_or(u32::MAX), self.limit)
+        in_range(
+            "limit",
+            u32::try_from(PAGE_MAX).unwrap_or(u32::MAX),
+            self.limit,
+        )
     }
 }
 

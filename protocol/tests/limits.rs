@@ -748,7 +748,9 @@ fn a_limit_limits_something_of_queues_or_of_keys() {
     check_limit(Ok(()), of_key(), |set| set.sequence = true);
     check_limit(Ok(()), of_key(), |set| set.weight = Some(1));
     check_limit(Err((BAD, "weight")), of_queue(), |set| set.weight = Some(1));
-    check_limit(Err((BAD, "sequence")), of_queue(), |set| set.sequence = true);
+    check_limit(Err((BAD, "sequence")), of_queue(), |set| {
+        set.sequence = true
+    });
     check_limit(Err((BAD, "key")), of_queue(), |set| {
         set.key = Some("a".parse().unwrap());
     });
@@ -771,7 +773,9 @@ fn a_limit_limits_something_of_queues_or_of_keys() {
 fn the_figures_of_a_limit() {
     let figure = |value: u64| u32::try_from(value).unwrap();
     check_range("max_running", 1..=1_000_000, |expected, value| {
-        check_limit(expected, of_queue(), |set| set.max_running = Some(figure(value)));
+        check_limit(expected, of_queue(), |set| {
+            set.max_running = Some(figure(value))
+        });
     });
     check_range("weight", 1..=1_000, |expected, value| {
         check_limit(expected, of_key(), |set| set.weight = Some(figure(value)));

@@ -167,15 +167,20 @@ fn limit_set() -> impl Strategy<Value = LimitSet> {
     let count = || option::of(any::<u32>());
     let rate = (any::<u32>(), ms(), count());
     let rate = rate.prop_map(|(n, per_ms, burst)| Rate { n, per_ms, burst });
-    (limit_target(), count(), option::of(rate), count(), any::<bool>()).prop_map(
-        |(target, max_running, rate, weight, sequence)| LimitSet {
+    (
+        limit_target(),
+        count(),
+        option::of(rate),
+        count(),
+        any::<bool>(),
+    )
+        .prop_map(|(target, max_running, rate, weight, sequence)| LimitSet {
             max_running,
             rate,
             weight,
             sequence,
             ..LimitSet::of(target)
-        },
-    )
+        })
 }
 
 fn ack_item() -> impl Strategy<Value = AckItem> {

@@ -748,6 +748,7 @@ mod tests {
         BatchId, JobId, JobSpec, LeaseId, QueueName,
         batch::BatchOpen,
         cron::CronSet,
+        limit::{LimitList, LimitSet, LimitTarget, OneLimit},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -819,6 +820,7 @@ mod tests {
         let one = || OneQueue { queue: queue(name) };
         let pattern = Some(name.parse().unwrap());
         let cron = || "nightly".parse().unwrap();
+        let limit = || LimitTarget::Queue(name.parse().unwrap());
         let set = CronSet::new(cron(), job.clone());
         let open = BatchOpen {
             on_settled: Some(Box::new(job.clone())),
@@ -893,6 +895,19 @@ mod tests {
                 }),
                 Verb::Inspect,
             ),
+            (
+                Operation::LimitSet(Box::new(LimitSet::of(limit()))),
+                Verb::Admin,
+            ),
+            (Operation::LimitDelete(OneLimit::of(limit())), Verb::Admin),
+            (Operation::LimitShow(OneLimit::of(limit())), Verb::Inspect),
+            (
+                Operation::LimitList(LimitList {
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
             (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
@@ -945,6 +960,7 @@ mod tests {
             "backup",
             "batch_show",
             "batch_list",
+            "limit_list",
         ];
         for (name, own) in [
             ("mail.eu", true),

@@ -120,7 +120,10 @@ fn a_retrying_job_of_a_sequence_keeps_the_others_back_over_a_restart() {
     let server = server.restart();
     let mut worker = Connection::worker(server.address);
     let again = worker.wait("q");
-    assert_eq!((&again["id"], &again["attempt"]), (&jobs[0]["id"], &json!(2)));
+    assert_eq!(
+        (&again["id"], &again["attempt"]),
+        (&jobs[0]["id"], &json!(2))
+    );
     worker.ok("ack", json!({ "leases": [lease(&again)] }));
     assert_eq!(worker.wait("q")["attempt"], 1);
 }
@@ -141,16 +144,31 @@ fn wrong_limits_are_refused_by_their_field() {
         (json!({ "queue": "a", "max_running": -1 }), "max_running"),
         (json!({ "queue": "a", "max_running": 0 }), "max_running"),
         (json!({ "queue": "a", "weight": 2 }), "weight"),
-        (json!({ "key": "a", "rate": { "n": 0, "per_ms": 1 } }), "rate.n"),
-        (json!({ "key": "a", "rate": { "n": 1, "per_ms": -5 } }), "rate.per_ms"),
+        (
+            json!({ "key": "a", "rate": { "n": 0, "per_ms": 1 } }),
+            "rate.n",
+        ),
+        (
+            json!({ "key": "a", "rate": { "n": 1, "per_ms": -5 } }),
+            "rate.per_ms",
+        ),
         (json!({ "key": "a", "rate": { "n": 1 } }), "rate.per_ms"),
-        (json!({ "key": "a", "sequence": true, "max_running": 2 }), "max_running"),
+        (
+            json!({ "key": "a", "sequence": true, "max_running": 2 }),
+            "max_running",
+        ),
     ] {
         let error = connection.err("limit_set", fields.clone());
-        assert_eq!((&error["code"], &error["field"]), (&json!("bad_request"), &json!(field)));
+        assert_eq!(
+            (&error["code"], &error["field"]),
+            (&json!("bad_request"), &json!(field))
+        );
     }
     let error = connection.err("limit_show", json!({ "key": "none" }));
-    assert_eq!((&error["code"], &error["field"]), (&json!("not_found"), &json!("key")));
+    assert_eq!(
+        (&error["code"], &error["field"]),
+        (&json!("not_found"), &json!("key"))
+    );
     let error = connection.err("limit_list", json!({ "cursor": "x" }));
     assert_eq!(error["field"], "cursor");
     let job = json!({ "kind": "k", "key": long });
@@ -193,7 +211,10 @@ fn limits_and_lanes_survive_export_import_and_the_doctor() {
             order.push(job);
         }
     }
-    assert_eq!(order[0]["id"], jobs[0]["id"], "the one that retries comes first");
+    assert_eq!(
+        order[0]["id"], jobs[0]["id"],
+        "the one that retries comes first"
+    );
 }
 
 #[test]
@@ -202,10 +223,22 @@ fn limits_are_managed_from_the_command_line() {
     let url = format!("ganger://{}", server.address);
     let limits = |args: &[&str]| run(&[&["limits"], args, &["--url", &url]].concat());
     let json = |text: String| -> Value { serde_json::from_str(&text).expect("JSON") };
-    let set = ["set", "--key", "t:*", "--max-running", "5", "--rate", "100/1m", "--json"];
+    let set = [
+        "set",
+        "--key",
+        "t:*",
+        "--max-running",
+        "5",
+        "--rate",
+        "100/1m",
+        "--json",
+    ];
     let shown = json(limits(&set));
     let rate = json!({ "n": 100, "per_ms": 60_000 });
-    assert_eq!(shown, json!({ "key": "t:*", "max_running": 5, "rate": rate }));
+    assert_eq!(
+        shown,
+        json!({ "key": "t:*", "max_running": 5, "rate": rate })
+    );
     limits(&["set", "-q", "mail", "--max-running", "3"]);
     let shown = limits(&["show", "-q", "mail"]);
     assert!(shown.contains("queue mail"), "{shown}");
@@ -213,7 +246,10 @@ fn limits_are_managed_from_the_command_line() {
     assert_eq!(listed["limits"][1]["key"], "t:*");
     limits(&["delete", "-q", "mail"]);
     let listed = limits(&["list"]);
-    assert!(!listed.contains("mail") && listed.contains("100/1m"), "{listed}");
+    assert!(
+        !listed.contains("mail") && listed.contains("100/1m"),
+        "{listed}"
+    );
     run(&["push", "k", "--key", "t:a", "--url", &url]);
     let job = Connection::worker(server.address).wait("default");
     assert_eq!(job["key"], "t:a");

@@ -48,7 +48,10 @@ pub(crate) async fn limit(client: &Client) -> Result<usize, Box<dyn std::error::
     };
     client.set_limit(accounts).await?;
     for number in 1..=3 {
-        let job = Job::new("report").queue("reports").key("tenant:7").json(&number)?;
+        let job = Job::new("report")
+            .queue("reports")
+            .key("tenant:7")
+            .json(&number)?;
         println!("pushed {}", client.push(job).await?);
     }
     let limit = LimitTarget::Key("tenant:42".parse()?);

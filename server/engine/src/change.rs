@@ -4,12 +4,14 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{BatchId, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget};
+use ganger_protocol::{
+    BatchId, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget,
+};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
-    JobRecord, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PartKey, ProducerNumber, QueueNumber,
-    QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
+    JobRecord, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PartKey, ProducerNumber,
+    QueueNumber, QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.

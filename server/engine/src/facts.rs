@@ -11,8 +11,8 @@ use ganger_protocol::{BatchId, JobId, Timestamp, job::JobError};
 
 use crate::records::{
     BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-    LeftRun, LimitRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord,
-    RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
+    LeftRun, LimitRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
+    QueueRecord, RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.

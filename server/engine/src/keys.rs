@@ -140,7 +140,9 @@ impl Keys {
 
     /// The number of the key of a job that was looked at last.
     pub(crate) fn remembered(&self, job: JobId) -> Option<u64> {
-        self.last.filter(|(last, _)| *last == job).map(|(_, lane)| lane)
+        self.last
+            .filter(|(last, _)| *last == job)
+            .map(|(_, lane)| lane)
     }
 
     pub(crate) fn remember(&mut self, job: JobId, lane: u64) {
@@ -567,20 +569,33 @@ impl Engine {
             let is_parked =
                 state.is_some_and(|it| it.parked.contains(&(lane.queue, lane.priority)));
             if is_parked == has_turns {
-                return Err(format!("{lane:?} has turns: {has_turns}, and is parked: {is_parked}"));
+                return Err(format!(
+                    "{lane:?} has turns: {has_turns}, and is parked: {is_parked}"
+                ));
             }
         }
         for (lane, state) in &self.keys.states {
             let known = running.remove(lane).unwrap_or_default();
             if state.running != known {
-                return Err(format!("key {lane:x} runs {known}, counted {}", state.running));
+                return Err(format!(
+                    "key {lane:x} runs {known}, counted {}",
+                    state.running
+                ));
             }
             let known = lanes.remove(lane).unwrap_or_default();
             if state.lanes != known {
-                return Err(format!("key {lane:x} has {known} lanes, counted {}", state.lanes));
+                return Err(format!(
+                    "key {lane:x} has {known} lanes, counted {}",
+                    state.lanes
+                ));
             }
-            if state.free_at.is_some_and(|at| !self.keys.at_rate.contains(&(at, *lane))) {
-                return Err(format!("key {lane:x} waits for its rate, and nothing wakes it"));
+            if state
+                .free_at
+                .is_some_and(|at| !self.keys.at_rate.contains(&(at, *lane)))
+            {
+                return Err(format!(
+                    "key {lane:x} waits for its rate, and nothing wakes it"
+                ));
             }
             let is_unread = self.keys.unread.contains(lane);
             let can_wake = state.running > 0

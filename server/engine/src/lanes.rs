@@ -44,10 +44,7 @@ pub(crate) type Rings = [Ring; 10];
 
 /// Where a job stands in the order of arrival, over all lanes.
 fn arrival(place: &Place) -> u64 {
-    place
-        .run
-        .position
-        .saturating_add(u64::from(place.index))
+    place.run.position.saturating_add(u64::from(place.index))
 }
 
 /// The front of a shared lane.
@@ -354,7 +351,9 @@ impl Engine {
                 Choice::Unread => return Next::Later,
                 Choice::Nothing => return Next::Nothing,
             };
-            let front = queue.lane_window(lane).and_then(|window| window.heads.front());
+            let front = queue
+                .lane_window(lane)
+                .and_then(|window| window.heads.front());
             let Some(head) = front else {
                 return Next::Later;
             };
@@ -380,7 +379,9 @@ impl Engine {
         let Some(queue) = self.queues.find(lane.queue) else {
             return Admission::Later;
         };
-        let front = queue.lane_window(lane).and_then(|window| window.heads.front());
+        let front = queue
+            .lane_window(lane)
+            .and_then(|window| window.heads.front());
         let Some(head) = front else {
             return Admission::Later;
         };
@@ -557,7 +558,12 @@ impl Engine {
         }
         ring.take_turn(lane.lane);
         ring.lanes.remove(&lane.lane);
-        if queue.rings.iter().flat_map(|it| it.iter()).all(Ring::is_empty) {
+        if queue
+            .rings
+            .iter()
+            .flat_map(|it| it.iter())
+            .all(Ring::is_empty)
+        {
             queue.rings = None;
         }
         self.keys.remove_lane(lane, now);
@@ -645,7 +651,12 @@ impl Engine {
             true => None,
             false => lanes.last().copied().or(Some(after)),
         };
-        if owner.rings.iter().flat_map(|it| it.iter()).all(Ring::is_empty) {
+        if owner
+            .rings
+            .iter()
+            .flat_map(|it| it.iter())
+            .all(Ring::is_empty)
+        {
             owner.rings = None;
         }
     }

@@ -236,10 +236,7 @@ impl Limits {
             is_recovered,
         };
         let scope = self.scopes.entry(namespace.clone()).or_default();
-        if scope
-            .named_mut(&target)
-            .insert(pattern(&target), limit)
-        {
+        if scope.named_mut(&target).insert(pattern(&target), limit) {
             self.count += 1;
         }
         self.order.entry(namespace).or_default().insert(target);
@@ -427,8 +424,7 @@ impl Engine {
         match target {
             LimitTarget::Queue(pattern) => {
                 let matching = self.queues.matching(namespace, pattern);
-                let numbers: Vec<QueueNumber> =
-                    matching.map(|queue| queue.record.number).collect();
+                let numbers: Vec<QueueNumber> = matching.map(|queue| queue.record.number).collect();
                 for number in numbers {
                     self.limit_queue(number);
                     self.awakened.insert(number);
@@ -473,7 +469,10 @@ impl Engine {
             return false;
         };
         let running = queue.record.counters.leased;
-        if limit.max_running.is_some_and(|max| running >= u64::from(max)) {
+        if limit
+            .max_running
+            .is_some_and(|max| running >= u64::from(max))
+        {
             return true;
         }
         let free_at = limit.free_at(queue.rate_used, self.keys.opened);

@@ -466,7 +466,10 @@ impl Engine {
     pub(crate) fn needs_to_end_lease(&self, job: JobId) -> Vec<Need> {
         let lease = self.leases.find(&job);
         let hold = lease.and_then(|lease| self.need_of_hold(lease.lane));
-        self.need_of_job(job, true).into_iter().chain(hold).collect()
+        self.need_of_job(job, true)
+            .into_iter()
+            .chain(hold)
+            .collect()
     }
 
     /// What must be read before all leases of a session can end.

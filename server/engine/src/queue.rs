@@ -113,12 +113,19 @@ impl Queue {
     /// Whether jobs that could be granted may be where they must be read first.
     pub(crate) fn may_be_unread(&self) -> bool {
         self.windows.iter().any(|window| window.is_behind)
-            || self.rings.iter().flat_map(|rings| rings.iter()).any(Ring::may_be_unread)
+            || self
+                .rings
+                .iter()
+                .flat_map(|rings| rings.iter())
+                .any(Ring::may_be_unread)
     }
 
     /// What comes next: the highest priority that has anything with a turn.
     pub(crate) fn choose(&mut self) -> Choice {
-        let mut rings = self.rings.as_deref_mut().map(|rings| rings.iter_mut().rev());
+        let mut rings = self
+            .rings
+            .as_deref_mut()
+            .map(|rings| rings.iter_mut().rev());
         for (priority, window) in (0..=9).rev().zip(self.windows.iter().rev()) {
             let front = Front::of(window);
             let ring = rings.as_mut().and_then(Iterator::next);

@@ -36,9 +36,10 @@ use crate::{
     },
     records::{
         BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
-        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PackedJob, PartKey,
-        Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run,
-        RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord, blob_parts,
+        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PackedJob,
+        PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX,
+        Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
+        blob_parts,
     },
 };
 

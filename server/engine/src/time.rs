@@ -16,9 +16,7 @@ use crate::{
     facts::{Fact, Facts, Need},
     lanes::Ring,
     push::{PRODUCER_IDLE_MAX, idle_timer},
-    records::{
-        Lane, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind,
-    },
+    records::{Lane, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
     schedule,
     session::Session,
 };

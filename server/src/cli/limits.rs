@@ -183,7 +183,12 @@ fn table<'a>(limits: impl IntoIterator<Item = &'a LimitView>) -> String {
     for limit in limits {
         let rate = limit.rate.as_ref().map(|rate| {
             let burst = rate.burst.map(|burst| format!(", burst {burst}"));
-            format!("{}/{}{}", rate.n, Span(rate.per_ms), burst.unwrap_or_default())
+            format!(
+                "{}/{}{}",
+                rate.n,
+                Span(rate.per_ms),
+                burst.unwrap_or_default()
+            )
         });
         table.row([
             or_none(limit.target().map(|target| target.to_string())),

@@ -17,8 +17,8 @@ use ganger_engine::{
     keys::{LaneNumbers, hold_lock},
     records::{
         BatchRecord, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord,
-        LeftRun, POSITION_STEP, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob,
-        Timer, TimerKind, UniqueKey, UniqueRecord,
+        LeftRun, POSITION_STEP, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey,
+        StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
     },
     settings::{pause_timer, queue_of_timer},
     unique::{Named, is_held, key_of_timer, ttl_timer},
@@ -519,7 +519,10 @@ impl Examiner<'_> {
         {
             self.find(key, "it does not hold its key");
         }
-        let lease = self.leases.get(id).filter(|_| job.state == JobState::Leased);
+        let lease = self
+            .leases
+            .get(id)
+            .filter(|_| job.state == JobState::Leased);
         let lease = lease.map(|(_, lease)| (lease.place.run.lane.queue, lease.key));
         if let Some((queue, counted)) = lease
             && counted != self.lane_of(queue, &job.content)
@@ -845,8 +848,7 @@ impl Examiner<'_> {
     fn compare_digest(&mut self) -> Result<(), StoreError> {
         let kept: Digest = *lock(&self.store.digest);
         if rebuild::add_up(&*self.store.table)? != kept {
-            let what =
-                "a queue, session, outcome, cron entry, limit or batch is missing, left over or changed";
+            let what = "a queue, session, outcome, cron entry, limit or batch is missing, left over or changed";
             self.find(&Key::meta(Meta::Digest), what);
         }
         Ok(())

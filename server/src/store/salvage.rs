@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
-    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, LimitRecord, OutcomeRecord,
-    PackedJob, Place, QueueNumber, QueueRecord, RunKey,
+    BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, LimitRecord,
+    OutcomeRecord, PackedJob, Place, QueueNumber, QueueRecord, RunKey,
 };
 use ganger_protocol::{
     JobId,
@@ -17,8 +17,9 @@ use ganger_protocol::{
 };
 
 use super::{
-    Store, StoreError, bad_key, batch, cron, damaged, describe, limit,
+    Store, StoreError, bad_key, batch, cron, damaged, describe,
     keys::{Key, Meta, Prefix},
+    limit,
     rebuild::RESTORE_STEP,
     records,
 };

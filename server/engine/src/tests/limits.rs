@@ -131,7 +131,13 @@ fn slots_are_counted_again_after_a_restart() {
     let jobs = world.fetch(worker, "work", 2);
     assert_eq!(jobs.len(), 2);
     world.reopen();
-    world.resume(worker, &jobs.iter().map(crate::testing::lease_ref).collect::<Vec<_>>());
+    world.resume(
+        worker,
+        &jobs
+            .iter()
+            .map(crate::testing::lease_ref)
+            .collect::<Vec<_>>(),
+    );
     assert_eq!(world.fetched(worker, 10), ["b0"]);
     world.ack(worker, &jobs[0]);
     assert_eq!(world.fetched(worker, 10), ["a2"]);
@@ -155,7 +161,11 @@ fn a_rate_gives_its_burst_at_once_and_then_one_at_a_time() {
     world.live(DurationMs(1));
     assert_eq!(world.waited(waits).expect("a token is free").len(), 1);
     world.live(DurationMs(1_000));
-    assert_eq!(world.fetched(worker, 10), named("a", 4..7), "no more than the burst");
+    assert_eq!(
+        world.fetched(worker, 10),
+        named("a", 4..7),
+        "no more than the burst"
+    );
 }
 
 #[test]
@@ -172,7 +182,10 @@ fn a_rate_of_a_queue_wakes_who_waits() {
     assert_eq!(world.fetched(worker, 10), ["0"]);
     let waits = world.wait(worker, &["work"]);
     world.tick();
-    assert_eq!(world.engine.next_wakeup(world.now), Some(DurationMs::from_secs(10)));
+    assert_eq!(
+        world.engine.next_wakeup(world.now),
+        Some(DurationMs::from_secs(10))
+    );
     world.live(DurationMs::from_secs(10));
     assert_eq!(world.waited(waits).expect("a token is free").len(), 1);
 }
@@ -217,7 +230,10 @@ fn of_several_limits_the_exact_one_counts_else_the_longest_prefix() {
     let granted = world.fetch(worker, "work", 100);
     let count = |key: &str| {
         let key = key.parse().unwrap();
-        granted.iter().filter(|job| job.key.as_ref() == Some(&key)).count()
+        granted
+            .iter()
+            .filter(|job| job.key.as_ref() == Some(&key))
+            .count()
     };
     assert_eq!(["team:a", "team:b", "other"].map(count), [3, 2, 1]);
 }
@@ -238,7 +254,10 @@ fn a_limit_counts_at_once_when_it_is_set_raised_or_deleted() {
     world.unlimit("key/a").unwrap();
     assert_eq!(world.waited(waits).expect("there is no limit").len(), 1);
     let error = world.unlimit("key/a").unwrap_err();
-    assert_eq!((error.code, error.field.as_deref()), (ErrorCode::NotFound, Some("key")));
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (ErrorCode::NotFound, Some("key"))
+    );
 }
 
 #[test]
@@ -260,14 +279,21 @@ fn limits_belong_to_their_namespace_and_outlive_a_restart() {
             Ok(ReplyBody::Limits(page)) => page,
             other => panic!("{other:?}"),
         };
-        seen.extend(page.limits.iter().map(|view| (view.target(), view.max_running)));
+        seen.extend(
+            page.limits
+                .iter()
+                .map(|view| (view.target(), view.max_running)),
+        );
         cursor = page.cursor;
         if cursor.is_none() {
             break;
         }
     }
     let known = [("queue/w*", 2), ("key/a", 1)];
-    assert_eq!(seen, known.map(|(target, max)| (Some(target_of(target)), Some(max))));
+    assert_eq!(
+        seen,
+        known.map(|(target, max)| (Some(target_of(target)), Some(max)))
+    );
     let worker = world.worker();
     world.push_all(many("a", 0..2));
     assert_eq!(world.fetched(worker, 2).len(), 1);
@@ -356,7 +382,13 @@ fn a_cancelled_job_leaves_its_lane() {
     let cancel = ganger_protocol::request::JobCancel::new(pushed[1..].to_vec());
     world.ask(None, Operation::JobCancel(cancel)).unwrap();
     world.push_all(many("a", 3..4));
-    let lease = world.engine.leases.iter().next().map(|(_, lease)| lease.number).unwrap();
+    let lease = world
+        .engine
+        .leases
+        .iter()
+        .next()
+        .map(|(_, lease)| lease.number)
+        .unwrap();
     world.ack_pair(worker, pushed[0], lease);
     assert_eq!(world.fetched(worker, 10), ["a3"]);
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ganger_engine::records::{
     ACKS_PER_PART, BatchRecord, Bits, Callback, Content, CronNumber, CronRecord, CronTimes, Entry,
     GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobRecord, LEASES_PER_PART, Lane, LeaseRecord,
-    LeftRun, LimitRecord, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
-    QueueRecord, Run, RunKey, SessionRecord,
+    LeftRun, LimitRecord, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber,
+    QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,

@@ -25,12 +25,14 @@ fn order(world: &mut World, count: usize) -> Vec<String> {
 #[test]
 fn few_jobs_of_many_keys_come_in_the_order_of_their_pushes() {
     let mut world = World::new();
-    let jobs: Vec<JobSpec> = (0..200).map(|n| keyed(&format!("k{}-", n % 7), n)).collect();
+    let jobs: Vec<JobSpec> = (0..200)
+        .map(|n| keyed(&format!("k{}-", n % 7), n))
+        .collect();
     world.push_all(jobs);
     let order = order(&mut world, 200);
-    assert!(order.is_sorted_by_key(|name| {
-        name.split_once('-').unwrap().1.parse::<u64>().unwrap()
-    }));
+    assert!(
+        order.is_sorted_by_key(|name| { name.split_once('-').unwrap().1.parse::<u64>().unwrap() })
+    );
 }
 
 #[test]
@@ -39,9 +41,16 @@ fn a_key_with_many_jobs_delays_no_others() {
     world.push_all(many("big", 0..500));
     world.push_all(many("small", 0..10));
     let order = order(&mut world, 510);
-    let last = order.iter().rposition(|name| name.starts_with("small")).unwrap();
+    let last = order
+        .iter()
+        .rposition(|name| name.starts_with("small"))
+        .unwrap();
     assert!(last <= 64 + 2 * 10, "{last}");
-    let big: Vec<_> = order.iter().filter(|name| name.starts_with("big")).cloned().collect();
+    let big: Vec<_> = order
+        .iter()
+        .filter(|name| name.starts_with("big"))
+        .cloned()
+        .collect();
     assert_eq!(big, named("big", 0..500), "each key in its order");
 }
 
@@ -52,7 +61,10 @@ fn keys_with_many_jobs_share_by_weight() {
     world.push_all(many("a", 0..400));
     world.push_all(many("b", 0..400));
     let order = order(&mut world, 400);
-    let share = order[150..350].iter().filter(|name| name.starts_with('a')).count();
+    let share = order[150..350]
+        .iter()
+        .filter(|name| name.starts_with('a'))
+        .count();
     assert!((145..=155).contains(&share), "{share}");
 }
 
@@ -85,7 +97,11 @@ fn lanes_are_found_again_after_a_restart_and_keep_their_order() {
         world.reopen();
         let order = order(&mut world, 108);
         for (key, count) in [("a", 100), ("b", 8)] {
-            let own: Vec<_> = order.iter().filter(|it| it.starts_with(key)).cloned().collect();
+            let own: Vec<_> = order
+                .iter()
+                .filter(|it| it.starts_with(key))
+                .cloned()
+                .collect();
             let mut sorted = named(key, 0..count);
             if key == "a" {
                 sorted = own.clone();
@@ -105,7 +121,11 @@ fn beyond_the_budget_lanes_of_keys_are_read_when_it_is_their_turn() {
     world.commit();
     let order = order(&mut world, 600);
     for key in ["a", "b", "c"] {
-        let own: Vec<_> = order.iter().filter(|it| it.starts_with(key)).cloned().collect();
+        let own: Vec<_> = order
+            .iter()
+            .filter(|it| it.starts_with(key))
+            .cloned()
+            .collect();
         assert_eq!(own, named(key, 0..200));
     }
 }
@@ -116,7 +136,10 @@ fn jobs_without_a_key_are_served_beside_lanes_of_keys() {
     world.push_all(many("a", 0..200));
     world.push_all(numbered("work", 0..50));
     let order = order(&mut world, 250);
-    let last = order.iter().rposition(|name| !name.starts_with('a')).unwrap();
+    let last = order
+        .iter()
+        .rposition(|name| !name.starts_with('a'))
+        .unwrap();
     assert!(last <= 64 + 100, "{last}");
 }
 

@@ -189,7 +189,9 @@ impl Test {
         let before = KEYS.map(|key| self.running(key));
         let jobs = self.world.fetch(self.worker, "work", max);
         for job in jobs {
-            let key = KEYS.into_iter().find(|key| *key == job.key.as_ref().unwrap().as_str());
+            let key = KEYS
+                .into_iter()
+                .find(|key| *key == job.key.as_ref().unwrap().as_str());
             let known = self.known.get_mut(key.unwrap()).unwrap();
             known.granted_at.push(self.world.now.wall.0);
             if key == Some("seq") && self.limited[3] {
@@ -200,16 +202,26 @@ impl Test {
             known.first.push(job.id);
             self.leased.push(job);
         }
-        for ((key, before), most) in KEYS.into_iter().zip(before).zip([usize::MAX, 3, usize::MAX, 1])
+        for ((key, before), most) in
+            KEYS.into_iter()
+                .zip(before)
+                .zip([usize::MAX, 3, usize::MAX, 1])
         {
             let (now, is_limited) = (self.running(key), self.limited[index(key)]);
-            let allowed = if is_limited { most.max(before) } else { usize::MAX };
+            let allowed = if is_limited {
+                most.max(before)
+            } else {
+                usize::MAX
+            };
             assert!(now <= allowed, "{key} runs {now}, at most {allowed}");
         }
         let granted = &self.known.entry("rate").or_default().granted_at;
         for (first, second) in granted.iter().zip(granted.iter().skip(2 + 4)) {
             let is_apart = second - first >= 2_000;
-            assert!(is_apart || !self.limited[2], "a rate is passed: {granted:?}");
+            assert!(
+                is_apart || !self.limited[2],
+                "a rate is passed: {granted:?}"
+            );
         }
     }
 

@@ -133,7 +133,10 @@ fn a_holder_that_expires_lets_the_others_go() {
     world.fail_with(worker, retry_in(&job, 60_000));
     let waits = world.wait(worker, &["work"]);
     world.live(DurationMs(5_000));
-    assert_eq!(world.waited(waits).expect("it has expired")[0].payload, "s1");
+    assert_eq!(
+        world.waited(waits).expect("it has expired")[0].payload,
+        "s1"
+    );
     assert!(world.store.locks.is_empty() || world.state(job.id).is_none());
 }
 
