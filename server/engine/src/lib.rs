@@ -481,7 +481,7 @@ impl Engine {
             Operation::BatchCommit(name) => self.batch_commit(now, &origin, name, facts)?,
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
-            Operation::LimitSet(set) => self.limit_set(&origin, *set)?,
+            Operation::LimitSet(set) => self.limit_set(&origin, &set)?,
             Operation::LimitDelete(one) => self.limit_delete(&origin, &one)?,
             Operation::LimitShow(one) => self.limit_show(&origin, &one)?,
             Operation::LimitList(list) => self.limit_list(&origin, &list)?,

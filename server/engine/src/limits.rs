@@ -299,7 +299,7 @@ impl Engine {
     pub(crate) fn limit_set(
         &mut self,
         origin: &Origin,
-        set: LimitSet,
+        set: &LimitSet,
     ) -> Result<ReplyBody, WireError> {
         let target = set.target().ok_or_else(ambiguous)?;
         let namespace = &origin.namespace;
@@ -326,7 +326,7 @@ impl Engine {
             self.group.touch_limit(namespace.clone(), target.clone());
             self.limit_has_changed(namespace, &target);
         }
-        self.limit_view(namespace, target)
+        self.limit_view(namespace, &target)
     }
 
     pub(crate) fn limit_delete(
@@ -350,7 +350,7 @@ impl Engine {
         one: &OneLimit,
     ) -> Result<ReplyBody, WireError> {
         let target = one.target().ok_or_else(ambiguous)?;
-        self.limit_view(&origin.namespace, target)
+        self.limit_view(&origin.namespace, &target)
     }
 
     pub(crate) fn limit_list(
@@ -385,11 +385,11 @@ impl Engine {
     fn limit_view(
         &self,
         namespace: &NamespaceName,
-        target: LimitTarget,
+        target: &LimitTarget,
     ) -> Result<ReplyBody, WireError> {
-        match self.view_of_limit(namespace, &target) {
+        match self.view_of_limit(namespace, target) {
             Some(view) => Ok(ReplyBody::Limit(Box::new(view))),
-            None => Err(unknown(&target)),
+            None => Err(unknown(target)),
         }
     }
 
