@@ -11,6 +11,7 @@ use crate::{
     error::{ErrorCode, WireError},
     ids::{BatchId, JobId, Kind, LeaseId, QueueName, Tag},
     limits::{self, Limits},
+    request::check_delay,
     retry::RetryPolicy,
     time::{DurationMs, INTEGER_MAX, Timestamp},
 };
@@ -72,7 +73,8 @@ pub struct JobSpec {
     /// Refused in this version: the jobs to wait for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Tag>,
-    /// Refused in this version: how long the job stays visible once it is closed.
+    /// How long the job stays visible once it is done, cancelled or expired, in ms, 0…ten years;
+    /// default the queue's, else 0: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retain_ms: Option<DurationMs>,
 }
@@ -222,15 +224,8 @@ impl JobSpec {
         if let Some(expires_at) = self.expires_at {
             self.check_expiry(expires_at)?;
         }
-        match self.delay_ms {
-            Some(delay) if delay > limits::DELAY_MAX => Err(WireError::out_of_range(
-                "delay_ms",
-                0,
-                limits::DELAY_MAX.0,
-                delay.0,
-            )),
-            Some(_) | None => Ok(()),
-        }
+        check_delay("delay_ms", self.delay_ms)?;
+        check_delay("retain_ms", self.retain_ms)
     }
 
     fn check_expiry(&self, expires_at: Timestamp) -> Result<(), WireError> {
@@ -282,10 +277,7 @@ impl JobSpec {
 
     /// Refuses what this version stores but does not serve yet, rather than to ignore it.
     fn check_served(&self) -> Result<(), WireError> {
-        let unserved = [
-            ("after", !self.after.is_empty()),
-            ("retain_ms", self.retain_ms.is_some()),
-        ];
+        let unserved = [("after", !self.after.is_empty())];
         match unserved.iter().find(|(_, present)| *present) {
             None => Ok(()),
             Some((field, _)) => Err(WireError {
@@ -450,6 +442,9 @@ pub struct GrantedJob {
     /// Its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Tag>,
+    /// Where an earlier attempt stopped, as its worker said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Bytes>,
 }
 
 /// A job as it is shown to a person.
@@ -505,9 +500,24 @@ pub struct JobView {
     /// Terminal states: since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,
+    /// Terminal states: until when it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<Timestamp>,
     /// `dead`: why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<DeadReason>,
+    /// How far a worker has come, 0…100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// What it said of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Where its next attempt goes on; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Bytes>,
+    /// `done`: the result of its ack; left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Bytes>,
     /// Grants so far; may exceed `max_attempts`.
     pub attempt: u32,
     /// Fails and time-outs so far.

@@ -21,6 +21,7 @@ pub mod ids;
 pub mod job;
 pub mod limit;
 pub mod limits;
+pub mod progress;
 pub mod queue;
 mod read;
 pub mod request;

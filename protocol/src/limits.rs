@@ -38,13 +38,19 @@ pub const TAGS_MAX: usize = 8;
 /// Bytes of the result of an ack.
 pub const RESULT_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of the note of a progress. It stands in the record of its job.
+pub const NOTE_BYTES_MAX: usize = 1 << 10;
+
+/// Bytes of the cursor of a progress. It is in memory while its job is ready.
+pub const CURSOR_BYTES_MAX: usize = 64 << 10;
+
 /// Jobs, leases or ids in one request. Bounds the time one request can hold a shard.
 pub const ITEMS_MAX: usize = 1000;
 
 /// Names or patterns in one fetch.
 pub const FETCH_QUEUES_MAX: usize = 64;
 
-/// How long a fetch may wait.
+/// How long a fetch, or a wait for the end of a job, may wait.
 pub const FETCH_WAIT_MAX: DurationMs = DurationMs::from_mins(1);
 
 /// The highest weight of a queue in a weighted fetch.
@@ -109,6 +115,12 @@ pub const SESSION_TTL_MAX: DurationMs = DurationMs::from_hours(1);
 
 /// Leases that a session may hold.
 pub const SESSION_LEASES_MAX: usize = 1000;
+
+/// Waits for the end of a job that one connection may have at the same time.
+pub const CONNECTION_WAITS_MAX: usize = 1000;
+
+/// Such waits of a shard.
+pub const WAITS_MAX: usize = 64 << 10;
 
 /// Fetches of one session that may wait at the same time.
 pub const SESSION_WAITERS_MAX: usize = 64;

@@ -82,6 +82,14 @@ pub struct QueueSet {
     /// How long it keeps jobs that die from now on, 0…ten years; default 180 days.
     #[serde(default, skip_serializing_if = "Setting::is_kept")]
     pub dead_retention_ms: Setting<DurationMs>,
+    /// How long its jobs that end from now on and name no time stay visible once they are done,
+    /// cancelled or expired, 0…ten years; default 0: not at all.
+    #[serde(default, skip_serializing_if = "Setting::is_kept")]
+    pub retain_ms: Setting<DurationMs>,
+    /// How many jobs of each of these states it keeps, whatever their times, 0…2⁵³ − 1; default
+    /// 10 000. The oldest go first.
+    #[serde(default, skip_serializing_if = "Setting::is_kept")]
+    pub retained_max: Setting<u64>,
     /// Jobs that may wait in it at most, scheduled, blocked and ready ones together, 0…2⁵³ − 1;
     /// a push behind that is refused. Default: as many as the disk takes.
     #[serde(default, skip_serializing_if = "Setting::is_kept")]
@@ -97,6 +105,8 @@ impl QueueSet {
             backoff: Setting::Keep,
             dead_max: Setting::Keep,
             dead_retention_ms: Setting::Keep,
+            retain_ms: Setting::Keep,
+            retained_max: Setting::Keep,
             jobs_max: Setting::Keep,
         }
     }
@@ -111,13 +121,21 @@ impl QueueSet {
         if let Setting::To(backoff) = &self.backoff {
             backoff.check().map_err(|error| error.within("backoff"))?;
         }
-        if let Setting::To(retention) = self.dead_retention_ms
-            && retention > DELAY_MAX
-        {
-            let field = "dead_retention_ms";
-            return Err(WireError::out_of_range(field, 0, DELAY_MAX.0, retention.0));
+        for (field, time) in [
+            ("dead_retention_ms", &self.dead_retention_ms),
+            ("retain_ms", &self.retain_ms),
+        ] {
+            if let Setting::To(time) = time
+                && *time > DELAY_MAX
+            {
+                return Err(WireError::out_of_range(field, 0, DELAY_MAX.0, time.0));
+            }
         }
-        for (field, count) in [("dead_max", &self.dead_max), ("jobs_max", &self.jobs_max)] {
+        for (field, count) in [
+            ("dead_max", &self.dead_max),
+            ("retained_max", &self.retained_max),
+            ("jobs_max", &self.jobs_max),
+        ] {
             if let Setting::To(count) = count
                 && *count > INTEGER_MAX
             {
@@ -183,6 +201,10 @@ pub struct QueueSettings {
     pub dead_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_retention_ms: Option<DurationMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain_ms: Option<DurationMs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retained_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs_max: Option<u64>,
 }

@@ -17,6 +17,7 @@ use crate::{
     job::JobSpec,
     limit::{LimitList, LimitSet, OneLimit},
     limits::{self, Limits},
+    progress::{Progress, Wait},
     queue::{OneQueue, QueuePause, QueueSet},
     read,
     scan::{ScanError, scan},
@@ -88,12 +89,16 @@ operations! {
     Release(Release) = "release",
     /// Moves deadlines of leases.
     Extend(Extend) = "extend",
+    /// Says how far attempts have come.
+    Progress(Progress) = "progress",
     /// Says that the session is alive.
     Heartbeat(Heartbeat) = "heartbeat",
     /// Ends the session: all its leases are released.
     Goodbye(Goodbye) = "goodbye",
     /// Shows one job.
     JobGet(JobGet) = "job_get",
+    /// Waits until a job is over.
+    Wait(Wait) = "wait",
     /// Cancels jobs.
     JobCancel(JobCancel) = "job_cancel",
     /// Lists dead jobs.
@@ -313,9 +318,24 @@ pub struct AckItem {
     pub job: JobId,
     /// The lease.
     pub lease: LeaseId,
-    /// Refused in this version: the result, ≤ 256 KiB.
+    /// What came out of it, ≤ 256 KiB: for whoever waits, and kept as long as the job is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Bytes>,
+    /// How long the job stays visible, in ms, 0…ten years; absent: as its push says, else its queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_ms: Option<DurationMs>,
+}
+
+impl AckItem {
+    /// An ack without a result.
+    pub fn of(job: JobId, lease: LeaseId) -> Self {
+        Self {
+            job,
+            lease,
+            result: None,
+            retain_ms: None,
+        }
+    }
 }
 
 /// Attempts failed.
@@ -647,7 +667,7 @@ impl Operation {
             Self::Fetch(fetch) => fetch.check(limits),
             Self::Ack(ack) => {
                 check_count("leases", 1, limits.items_max, ack.leases.len())?;
-                check_items("leases", &ack.leases, AckItem::check)
+                check_items("leases", &ack.leases, |item| item.check(limits))
             }
             Self::Fail(fail) => {
                 check_count("leases", 1, limits.items_max, fail.leases.len())?;
@@ -661,6 +681,8 @@ impl Operation {
                 check_count("leases", 1, limits.items_max, extend.leases.len())?;
                 check_items("leases", &extend.leases, ExtendItem::check)
             }
+            Self::Progress(progress) => progress.check(limits),
+            Self::Wait(wait) => wait.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
@@ -754,23 +776,21 @@ impl Fetch {
             let field = format!("weights[{index}]");
             check_range(&field, 1, limits::WEIGHT_MAX as usize, *weight)?;
         }
-        check_items("acks", &self.acks, AckItem::check)?;
+        check_items("acks", &self.acks, |item| item.check(limits))?;
         check_items("fails", &self.fails, FailItem::check)
     }
 }
 
 impl AckItem {
-    fn check(&self) -> Result<(), WireError> {
-        match self.result {
-            None => Ok(()),
-            Some(_) => Err(WireError {
-                field: Some("result".to_owned()),
-                ..WireError::new(
-                    ErrorCode::UnsupportedOp,
-                    "this server does not serve results yet",
-                )
-            }),
+    fn check(&self, limits: &Limits) -> Result<(), WireError> {
+        let (max, actual) = (
+            limits.result_bytes_max,
+            self.result.as_ref().map(Bytes::len),
+        );
+        if let Some(actual) = actual.filter(|actual| *actual > max) {
+            return Err(WireError::too_large("result", max, actual));
         }
+        check_delay("retain_ms", self.retain_ms)
     }
 }
 
@@ -854,7 +874,7 @@ fn check_range(field: &str, min: usize, max: usize, actual: u32) -> Result<(), W
 }
 
 /// Checks the items of a list; an error names its place, such as `leases[3].kind`.
-fn check_items<T>(
+pub(crate) fn check_items<T>(
     list: &str,
     items: &[T],
     check: impl Fn(&T) -> Result<(), WireError>,
@@ -864,7 +884,7 @@ fn check_items<T>(
     })
 }
 
-fn check_delay(field: &str, delay: Option<DurationMs>) -> Result<(), WireError> {
+pub(crate) fn check_delay(field: &str, delay: Option<DurationMs>) -> Result<(), WireError> {
     match delay {
         Some(delay) if delay > limits::DELAY_MAX => {
             let max = limits::DELAY_MAX.0;

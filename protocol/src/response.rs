@@ -15,6 +15,7 @@ use crate::{
     job::{GrantedJob, JobState, JobView},
     limit::{LimitView, LimitsReply},
     limits::Limits,
+    progress::WaitReply,
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
@@ -124,7 +125,7 @@ pub struct FetchReply {
     pub fails: Vec<LeaseResult>,
 }
 
-/// Answers `ack`, `fail`, `release` and `extend`.
+/// Answers `ack`, `fail`, `release`, `extend` and `progress`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReply {
     /// One result a lease.
@@ -266,6 +267,12 @@ pub struct Counters {
     pub leased: u64,
     /// Jobs kept for a person.
     pub dead: u64,
+    /// Done jobs that are still visible.
+    pub done_kept: u64,
+    /// Cancelled jobs that are still visible.
+    pub cancelled_kept: u64,
+    /// Expired jobs that are still visible.
+    pub expired_kept: u64,
     /// Pushed so far.
     pub pushed: u64,
     /// Acked so far.
@@ -287,9 +294,14 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Jobs that are kept, in whatever state.
+    /// Jobs that are kept and not counted by their outcome: those that are not over, and dead ones.
     pub fn kept(&self) -> u64 {
         self.scheduled + self.blocked + self.ready + self.leased + self.dead
+    }
+
+    /// Jobs that are counted by their outcome already and are still visible.
+    pub fn retained(&self) -> u64 {
+        self.done_kept + self.cancelled_kept + self.expired_kept
     }
 
     /// Adds the counters of another queue.
@@ -299,6 +311,9 @@ impl Counters {
         self.ready += other.ready;
         self.leased += other.leased;
         self.dead += other.dead;
+        self.done_kept += other.done_kept;
+        self.cancelled_kept += other.cancelled_kept;
+        self.expired_kept += other.expired_kept;
         self.pushed += other.pushed;
         self.done += other.done;
         self.cancelled += other.cancelled;
@@ -406,8 +421,8 @@ replies! {
     Push(PushReply) = "push",
     /// To `fetch`.
     Fetch(FetchReply) = "fetch",
-    /// To `ack`, `fail`, `release`, `extend`.
-    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend",
+    /// To `ack`, `fail`, `release`, `extend`, `progress`.
+    Lease(LeaseReply) = "ack" | "fail" | "release" | "extend" | "progress",
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
@@ -416,6 +431,8 @@ replies! {
         | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
+    /// To `wait`.
+    Wait(Box<WaitReply>) = "wait",
     /// To `job_cancel`.
     Cancel(CancelReply) = "job_cancel",
     /// To `dead_list`.

@@ -16,6 +16,7 @@ use ganger_protocol::{
     job::{Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{self, Limits},
+    progress::{Progress, ProgressItem, Wait},
     queue::QueuePause,
     request::*,
     retry::Curve,
@@ -91,11 +92,7 @@ const DAY_MS: u64 = 86_400_000;
 const TEN_YEARS_MS: u64 = 3653 * DAY_MS;
 
 fn ack_item() -> AckItem {
-    AckItem {
-        job: JOB,
-        lease: LEASE,
-        result: None,
-    }
+    AckItem::of(JOB, LEASE)
 }
 
 fn fail_item() -> FailItem {
@@ -260,20 +257,58 @@ fn fields_that_are_not_served_are_refused_by_name() {
     let name = || "name".parse().unwrap();
     let refused = |field| Err((ErrorCode::UnsupportedOp, field));
     check_job(refused("after"), |job| job.after = vec![name()]);
-    check_job(refused("retain_ms"), |job| {
-        job.retain_ms = Some(DurationMs(0));
+}
+
+#[test]
+fn results_and_how_long_jobs_are_kept() {
+    let limit = Limits::default().result_bytes_max;
+    check_length("leases[1].result", 0..=limit, |expected, n| {
+        let bytes = vec![7; n];
+        let item = AckItem {
+            result: Some(Bytes::from(bytes)),
+            ..ack_item()
+        };
+        let leases = vec![ack_item(), item];
+        check(expected, &Operation::Ack(Ack { leases }));
     });
-    let result = || AckItem {
-        result: Some(Bytes::new()),
-        ..ack_item()
+    check_range("acks[2].retain_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        let item = AckItem {
+            retain_ms: Some(DurationMs(n)),
+            ..ack_item()
+        };
+        let acks = vec![ack_item(), ack_item(), item];
+        check(expected, &Operation::Fetch(Fetch { acks, ..fetch() }));
+    });
+    check_range("retain_ms", 0..=TEN_YEARS_MS, |expected, n| {
+        check_job(expected, |job| job.retain_ms = Some(DurationMs(n)));
+    });
+}
+
+#[test]
+fn progress_and_waits() {
+    let progress = |item: ProgressItem| {
+        let leases = vec![ProgressItem::of(JOB, LEASE), item];
+        Operation::Progress(Progress { leases })
     };
-    let leases = vec![ack_item(), result()];
-    check(refused("leases[1].result"), &Operation::Ack(Ack { leases }));
-    let acks = vec![ack_item(), ack_item(), result()];
-    check(
-        refused("acks[2].result"),
-        &Operation::Fetch(Fetch { acks, ..fetch() }),
-    );
+    let of = || ProgressItem::of(JOB, LEASE);
+    check_range("leases[1].percent", 0..=100, |expected, n| {
+        let percent = u8::try_from(n).ok();
+        check(expected, &progress(ProgressItem { percent, ..of() }));
+    });
+    check_length("leases[1].note", 0..=1 << 10, |expected, n| {
+        let note = Some("x".repeat(n));
+        check(expected, &progress(ProgressItem { note, ..of() }));
+    });
+    check_length("leases[1].cursor", 0..=64 << 10, |expected, n| {
+        let cursor = Some(Bytes::from(vec![7; n]));
+        check(expected, &progress(ProgressItem { cursor, ..of() }));
+    });
+    let none = Operation::Progress(Progress { leases: vec![] });
+    check(Err((BAD, "leases")), &none);
+    check_range("wait_ms", 0..=60_000, |expected, n| {
+        let wait_ms = DurationMs(n);
+        check(expected, &Operation::Wait(Wait { job: JOB, wait_ms }));
+    });
 }
 
 #[test]
@@ -370,6 +405,10 @@ fn counts_of_a_request() {
         };
         let leases = vec![extend; n];
         check(expected, &Operation::Extend(Extend { leases }));
+    });
+    check_length("leases", 1..=1000, |expected, n| {
+        let leases = vec![ProgressItem::of(JOB, LEASE); n];
+        check(expected, &Operation::Progress(Progress { leases }));
     });
     check_length("queues", 1..=1000, |expected, n| {
         let names = || QueueNames {
@@ -749,7 +788,7 @@ fn a_limit_limits_something_of_queues_or_of_keys() {
     check_limit(Ok(()), of_key(), |set| set.weight = Some(1));
     check_limit(Err((BAD, "weight")), of_queue(), |set| set.weight = Some(1));
     check_limit(Err((BAD, "sequence")), of_queue(), |set| {
-        set.sequence = true
+        set.sequence = true;
     });
     check_limit(Err((BAD, "key")), of_queue(), |set| {
         set.key = Some("a".parse().unwrap());
@@ -774,7 +813,7 @@ fn the_figures_of_a_limit() {
     let figure = |value: u64| u32::try_from(value).unwrap();
     check_range("max_running", 1..=1_000_000, |expected, value| {
         check_limit(expected, of_queue(), |set| {
-            set.max_running = Some(figure(value))
+            set.max_running = Some(figure(value));
         });
     });
     check_range("weight", 1..=1_000, |expected, value| {

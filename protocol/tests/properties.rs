@@ -19,6 +19,7 @@ use ganger_protocol::{
     job::{OnConflict, Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
+    progress::{Progress, ProgressItem, Wait},
     queue::{OneQueue, QueuePause, QueueSet, Setting},
     request::*,
     retry::Curve,
@@ -184,10 +185,28 @@ fn limit_set() -> impl Strategy<Value = LimitSet> {
 }
 
 fn ack_item() -> impl Strategy<Value = AckItem> {
-    (job_id(), lease(), option::of(blob())).prop_map(|(job, lease, result)| AckItem {
+    (job_id(), lease(), option::of(blob()), option::of(ms())).prop_map(
+        |(job, lease, result, retain_ms)| AckItem {
+            job,
+            lease,
+            result,
+            retain_ms,
+        },
+    )
+}
+
+fn progress_item() -> impl Strategy<Value = ProgressItem> {
+    let said = (
+        option::of(any::<u8>()),
+        option::of(".{0,40}"),
+        option::of(blob()),
+    );
+    (job_id(), lease(), said).prop_map(|(job, lease, (percent, note, cursor))| ProgressItem {
         job,
         lease,
-        result,
+        percent,
+        note,
+        cursor,
     })
 }
 
@@ -376,9 +395,11 @@ fn operation() -> impl Strategy<Value = Operation> {
         vec(fail_item(), 0..4).prop_map(|leases| Operation::Fail(Fail { leases })),
         vec(release, 0..4).prop_map(|leases| Operation::Release(Release { leases })),
         vec(extend, 0..4).prop_map(|leases| Operation::Extend(Extend { leases })),
+        vec(progress_item(), 0..4).prop_map(|leases| Operation::Progress(Progress { leases })),
         Just(Operation::Heartbeat(Heartbeat {})),
         Just(Operation::Goodbye(Goodbye {})),
         job_id().prop_map(|job| Operation::JobGet(JobGet { job })),
+        (job_id(), ms()).prop_map(|(job, wait_ms)| Operation::Wait(Wait { job, wait_ms })),
         list.prop_map(
             |(queue, newest_first, cursor, limit)| Operation::DeadList(DeadList {
                 queue,
@@ -532,7 +553,7 @@ proptest! {
         if job.check(&limits).is_ok() {
             prop_assert!(job.priority.is_none_or(|priority| priority <= PRIORITY_MAX));
             prop_assert!(job.headers.iter().all(|(k, v)| k.len() + v.len() <= HEADERS_BYTES_MAX));
-            prop_assert!(job.key.is_none() && job.after.is_empty() && job.retain_ms.is_none());
+            prop_assert!(job.key.is_none() && job.after.is_empty());
         }
     }
 }

@@ -137,9 +137,11 @@ impl Verb {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_) => Some(Self::Work),
             Operation::JobGet(_)
+            | Operation::Wait(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueueShow(_)
@@ -562,12 +564,14 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::BatchList(_)
         | Operation::LimitList(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
         Operation::Hello(_)
         | Operation::Ack(_)
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::BatchCommit(_)
@@ -749,6 +753,7 @@ mod tests {
         batch::BatchOpen,
         cron::CronSet,
         limit::{LimitList, LimitSet, LimitTarget, OneLimit},
+        progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -795,10 +800,10 @@ mod tests {
             ..Fetch::default()
         };
         let id = JobId::from_bytes([0; 24]);
-        let ack = AckItem {
+        let ack = AckItem::of(id, LeaseId(1));
+        let wait = Wait {
             job: id,
-            lease: LeaseId(1),
-            result: None,
+            wait_ms: DurationMs::ZERO,
         };
         let list = DeadList {
             queue: queue(name),
@@ -846,9 +851,11 @@ mod tests {
             (Operation::Fail(Fail { leases: vec![] }), Verb::Work),
             (Operation::Release(Release { leases: vec![] }), Verb::Work),
             (Operation::Extend(Extend { leases: vec![] }), Verb::Work),
+            (Operation::Progress(Progress { leases: vec![] }), Verb::Work),
             (Operation::Heartbeat(Heartbeat {}), Verb::Work),
             (Operation::Goodbye(Goodbye {}), Verb::Work),
             (Operation::JobGet(JobGet { job: id }), Verb::Inspect),
+            (Operation::Wait(wait), Verb::Inspect),
             (Operation::DeadList(list), Verb::Inspect),
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),
@@ -949,12 +956,14 @@ mod tests {
             "fail",
             "release",
             "extend",
+            "progress",
             "heartbeat",
             "goodbye",
             "batch_commit",
         ];
         let for_all = [
             "job_get",
+            "wait",
             "job_cancel",
             "stats",
             "backup",

@@ -218,15 +218,7 @@ fn understood(address: SocketAddr, vector: &Value) {
 
 /// Fields that the page reserves.
 fn is_served_later(vector: &Value) -> bool {
-    let reserved = [
-        "expires_at",
-        "unique",
-        "\"key\"",
-        "batch",
-        "after",
-        "retain_ms",
-        "result",
-    ];
+    let reserved = ["expires_at", "unique", "\"key\"", "batch", "after"];
     let text = vector.to_string();
     reserved.iter().any(|field| text.contains(field)) || text.contains("cursor")
 }

@@ -298,11 +298,7 @@ impl<'a> Worker<'a> {
 
     fn ack(&self, sent: usize) -> AckItem {
         let Unanswered { job, lease, .. } = self.unanswered[&sent];
-        AckItem {
-            job,
-            lease,
-            result: None,
-        }
+        AckItem::of(job, lease)
     }
 
     fn fail(&self, sent: usize) -> FailItem {

@@ -314,11 +314,7 @@ impl GangerWorker {
                 failing.add(&job.payload)?;
                 Leased::Fails(fail(&job))
             } else {
-                Leased::Acks(AckItem {
-                    job: job.id,
-                    lease: job.lease,
-                    result: None,
-                })
+                Leased::Acks(AckItem::of(job.id, job.lease))
             });
         }
         gauge.failing(failing);

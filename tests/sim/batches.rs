@@ -602,11 +602,7 @@ impl World {
 
 fn ack(job: &GrantedJob) -> Operation {
     Operation::Ack(Ack {
-        leases: vec![AckItem {
-            job: job.id,
-            lease: job.lease,
-            result: None,
-        }],
+        leases: vec![AckItem::of(job.id, job.lease)],
     })
 }
 

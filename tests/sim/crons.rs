@@ -341,11 +341,7 @@ impl World {
         if at > self.clock.latest() {
             return Err(format!("I10: {name} pushed for {at} before it had come"));
         }
-        self.crons.held.push(AckItem {
-            job: job.id,
-            lease: job.lease,
-            result: None,
-        });
+        self.crons.held.push(AckItem::of(job.id, job.lease));
         let known = *self.crons.jobs.entry((name, at)).or_insert(job.id);
         match known == job.id {
             true => Ok(()),

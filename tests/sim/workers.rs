@@ -555,11 +555,7 @@ impl World {
 }
 
 fn ack_item(held: &Held) -> AckItem {
-    AckItem {
-        job: held.id,
-        lease: held.lease,
-        result: None,
-    }
+    AckItem::of(held.id, held.lease)
 }
 
 fn fail_item(held: &Held, answer: Answer) -> FailItem {

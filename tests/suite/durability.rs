@@ -143,11 +143,7 @@ fn nothing_else_is_answered_before_a_sync() {
     let queues = || QueueNames {
         queues: vec!["default".parse().expect("a name")],
     };
-    let ack_item = |(job, lease)| AckItem {
-        job,
-        lease,
-        result: None,
-    };
+    let ack_item = |(job, lease)| AckItem::of(job, lease);
     let operations = [
         push(1),
         Operation::Ack(Ack {
@@ -230,11 +226,7 @@ fn an_already_settled_answer_waits_for_the_sync_of_the_first() {
     let (job, lease) = unsynced.granted()[0];
     let ack = || {
         Operation::Ack(Ack {
-            leases: vec![AckItem {
-                job,
-                lease,
-                result: None,
-            }],
+            leases: vec![AckItem::of(job, lease)],
         })
     };
     assert!(unsynced.ask(ack()).is_empty());

@@ -20,6 +20,7 @@ mod outcomes;
 mod pause;
 mod producers;
 mod queues;
+mod results;
 mod secrets;
 mod sessions;
 mod signals;

@@ -11,8 +11,10 @@ use std::{
 };
 
 use ganger_protocol::{
-    JobId, JobSpec, QueueName, QueuePattern, WireError,
+    DurationMs, JobId, JobSpec, QueueName, QueuePattern, WireError,
     job::JobView,
+    limits::FETCH_WAIT_MAX,
+    progress::{Progress, ProgressItem, Wait, WaitReply},
     queue::QueuePause,
     request::{
         Ack, AckItem, Backup, DeadList, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch,
@@ -25,10 +27,13 @@ use ganger_protocol::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::{
-    OwnedSemaphorePermit, Semaphore,
-    mpsc::{UnboundedSender, unbounded_channel},
-    oneshot,
+use tokio::{
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{UnboundedSender, unbounded_channel},
+        oneshot,
+    },
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +41,9 @@ use crate::{
     connection::{Command, Connection, Event},
     error::{Error, Unknown},
     in_flight::{Answer, Ask, release_all},
+    job::millis,
     options::ClientOptions,
+    progress::JobOutcome,
     task,
 };
 
@@ -264,7 +271,7 @@ impl Client {
     /// ```no_run
     /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
     /// # use ganger_client::protocol::request::AckItem;
-    /// client.ack(vec![AckItem { job: job.id, lease: job.lease, result: None }]).await?;
+    /// client.ack(vec![AckItem::of(job.id, job.lease)]).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -323,6 +330,24 @@ impl Client {
         self.lease_call(Operation::Extend(Extend { leases })).await
     }
 
+    /// Says how far attempts have come; it is durable when this returns.
+    ///
+    /// # Errors
+    /// When the server refuses the request as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client, job: ganger_client::protocol::job::GrantedJob) -> Result<(), ganger_client::Error> {
+    /// # use ganger_client::protocol::progress::ProgressItem;
+    /// let item = ProgressItem { percent: Some(50), ..ProgressItem::of(job.id, job.lease) };
+    /// client.progress(vec![item]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn progress(&self, leases: Vec<ProgressItem>) -> Result<Vec<LeaseResult>, Error> {
+        self.lease_call(Operation::Progress(Progress { leases }))
+            .await
+    }
+
     /// Says that the session is alive. A client with a session does so by itself whenever it is
     /// silent for a third of the session's ttl.
     ///
@@ -371,6 +396,36 @@ impl Client {
     /// ```
     pub async fn job(&self, job: JobId) -> Result<JobView, Error> {
         self.read(Operation::JobGet(JobGet { job })).await
+    }
+
+    /// Waits until a job is over, and returns what came out of it; or how it stands when `at_most` has
+    /// passed. A job that is not retained is answered for in the moment in which it ends: whoever
+    /// waits over a lost connection, or asks later, needs one that is retained.
+    ///
+    /// # Errors
+    /// `not_found` when the job is not kept.
+    ///
+    /// ```no_run
+    /// # async fn example(client: ganger_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use ganger_client::Job;
+    ///
+    /// let job = Job::new("sum").payload(&[1, 2, 3])?.retain(Duration::from_secs(600));
+    /// let id = client.push(job).await?;
+    /// let sum: Option<u64> = client.wait(id, Duration::from_secs(60)).await?.read()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn wait(&self, job: JobId, at_most: Duration) -> Result<JobOutcome, Error> {
+        let end = Instant::now() + at_most;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let wait_ms = millis(left).min(FETCH_WAIT_MAX);
+            let reply: WaitReply = self.read(Operation::Wait(Wait { job, wait_ms })).await?;
+            if reply.state.is_terminal() || wait_ms == DurationMs::ZERO {
+                return Ok(JobOutcome::new(reply));
+            }
+        }
     }
 
     /// Cancels jobs, each by itself: one that waits is over at once, the worker of one that is leased
@@ -608,6 +663,7 @@ impl Client {
     ) -> Result<Pending, Error> {
         let waits = match &operation {
             Operation::Fetch(fetch) => Duration::from_millis(fetch.wait_ms.0),
+            Operation::Wait(wait) => Duration::from_millis(wait.wait_ms.0),
             _ => Duration::ZERO,
         };
         let grants = matches!(operation, Operation::Fetch(_));

@@ -204,7 +204,7 @@ impl InFlight {
                     Err(error) => entry.finish(Err(error.into())),
                 }
             }
-            Operation::Extend(_) => {
+            Operation::Extend(_) | Operation::Progress(_) => {
                 entry.finish(body.read().map(Answer::Lease).map_err(Error::from));
             }
             Operation::Heartbeat(_) => {
@@ -219,6 +219,7 @@ impl InFlight {
             Operation::Hello(_)
             | Operation::Push(_)
             | Operation::JobGet(_)
+            | Operation::Wait(_)
             | Operation::JobCancel(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
@@ -718,9 +719,11 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::JobCancel(_)
         | Operation::DeadList(_)
         | Operation::QueueList(_)
@@ -757,9 +760,11 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         Operation::Hello(_)
         | Operation::Push(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::JobCancel(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)

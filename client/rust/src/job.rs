@@ -321,6 +321,19 @@ impl Job {
         self.with(|spec| spec.unique.get_or_insert_default().on_conflict = on_conflict)
     }
 
+    /// How long the job stays visible once it is done, cancelled or expired, at most ten years;
+    /// default the queue's, else not at all.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// # use std::time::Duration;
+    /// let job = Job::new("report").retain(Duration::from_secs(24 * 3600));
+    /// ```
+    #[must_use]
+    pub fn retain(self, time: Duration) -> Self {
+        self.with(|spec| spec.retain_ms = Some(millis(time)))
+    }
+
     /// The job as it is pushed. [`Client::push`](crate::Client::push) calls this by itself.
     ///
     /// # Errors

@@ -49,8 +49,8 @@
 //!
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
 //! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `cron` what
-//! is pushed over and over, `batch` what is counted together, `failure`
-//! is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
+//! is pushed over and over, `batch` what is counted together, `progress`
+//! what comes out of a job, `failure` is how an attempt goes wrong, `worker` runs jobs. The types of the wire are re-exported as
 //! [`protocol`].
 
 mod batch;
@@ -64,6 +64,7 @@ mod in_flight;
 mod job;
 mod limits;
 mod options;
+mod progress;
 mod queues;
 mod task;
 mod worker;
@@ -79,6 +80,7 @@ pub use crate::{
     failure::Failure,
     job::{CONTENT_TYPE_JSON, Job},
     options::{ClientOptions, UrlError},
+    progress::{IntoJobResult, JobOutcome, JobResult, Progress},
     worker::{
         CancelReason, Context, LeasedJob, PayloadError, Tally, Worker, WorkerBuilder, WorkerError,
         shutdown_on_signals,

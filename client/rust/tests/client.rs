@@ -46,11 +46,7 @@ fn fetch(client: &Client) -> JoinHandle<Result<Vec<u64>, Error>> {
 }
 
 fn ack(number: u8) -> AckItem {
-    AckItem {
-        job: job_id(number),
-        lease: lease(number).lease,
-        result: None,
-    }
+    AckItem::of(job_id(number), lease(number).lease)
 }
 
 #[tokio::test]

@@ -14,15 +14,27 @@ use crate::{
     command::{Now, Origin, Outcome},
     facts::{Facts, Need},
     fetch::lease_lost,
-    lease::{Answer, Lease, LeaseKey},
+    lease::{Answer, Lease},
     move_job::Next,
     records::{BlobKind, JobRecord, LeaseRecord, Place, QueueNumber},
+    retention::may_be_kept,
+    waits::done_reply,
 };
 
 impl Engine {
-    /// What must be read to answer leases: the job of a live one that is to be rewritten or has a
-    /// record, and of one that is not live, to say what became of it, even when its answer is
-    /// remembered: another one of the request may take that place. No answer: an extension.
+    /// What must be read to ack leases: the job of a live one that has a record, or is to be kept.
+    pub(crate) fn needs_of_acks(&self, acks: &[AckItem]) -> Vec<Need> {
+        let need = |item: &AckItem| match self.leases.live(&item.job, item.lease) {
+            Some(lease) if may_be_kept(item, lease) => self.need_of_job(item.job, true),
+            Some(lease) if !lease.has_record => None,
+            Some(_) | None => self.need_of_job(item.job, false),
+        };
+        acks.iter().filter_map(need).collect()
+    }
+
+    /// What must be read to answer leases otherwise: the job of a live one that is to be rewritten,
+    /// and of one that is not live, to say what became of it, even when its answer is remembered:
+    /// another one of the request may take that place. No answer: an extension.
     pub(crate) fn needs_of_answers(
         &self,
         leases: impl Iterator<Item = (JobId, LeaseId)>,
@@ -32,12 +44,7 @@ impl Engine {
         for (job, number) in leases {
             let need = match (self.leases.live(&job, number), answer) {
                 (Some(_), None) => None,
-                (Some(lease), Some(Answer::Ack)) if lease.key == LeaseKey::Unread => {
-                    self.need_of_job(job, true)
-                }
-                (Some(lease), Some(Answer::Ack)) if !lease.has_record => None,
-                (Some(_), Some(Answer::Ack)) => self.need_of_job(job, false),
-                (Some(_), Some(Answer::Fail | Answer::Release)) => self.need_of_job(job, true),
+                (Some(_), Some(_)) => self.need_of_job(job, true),
                 (None, _) => self.need_of_job(job, false),
             };
             needs.extend(need);
@@ -122,7 +129,9 @@ impl Engine {
         };
         self.release_key_of_lease(item.job, &lease, facts);
         let membership = self.membership(item.job, &lease, facts);
-        if lease.has_record {
+        if may_be_kept(item, &lease) {
+            self.keep_done(now, item, &lease, facts);
+        } else if lease.has_record {
             if let Some(record) = self.lookup(item.job, facts) {
                 if record.holds_key {
                     self.end_hold_of(now, lease.lane);
@@ -138,6 +147,7 @@ impl Engine {
             self.move_member(now, Some(batch), before, Standing::Done);
         }
         self.job_is_over(now, item.job);
+        self.tell_waits(item.job, |_| Ok(done_reply(now.wall, item.result.clone())));
         LeaseResult::default()
     }
 
@@ -214,7 +224,12 @@ impl Engine {
                 Next::Scheduled(now.wall.plus(self.backoff_delay(&record, earlier)))
             }
         };
-        if !matches!(next, Next::Deleted | Next::Cancelled) {
+        let is_kept = match next {
+            Next::Deleted => false,
+            Next::Cancelled => self.retention_of(&record) > DurationMs::ZERO,
+            Next::Scheduled(_) | Next::ReadyAtHead | Next::Dead(_) => true,
+        };
+        if is_kept {
             self.keep_error(&mut record, error);
         }
         self.settle(now, record, next);
@@ -388,7 +403,7 @@ impl Engine {
     }
 
     /// The state of a job as this caller may know it.
-    fn state_for(&self, origin: &Origin, job: JobId, facts: &Facts) -> String {
+    pub(crate) fn state_for(&self, origin: &Origin, job: JobId, facts: &Facts) -> String {
         let record = self.lookup(job, facts);
         match record.filter(|record| self.is_in_namespace(record.queue, origin)) {
             Some(_) if self.leases.find(&job).is_some() => JobState::Leased.to_string(),
@@ -424,7 +439,7 @@ fn cancelled() -> LeaseResult {
     }
 }
 
-fn refused(error: WireError) -> LeaseResult {
+pub(crate) fn refused(error: WireError) -> LeaseResult {
     LeaseResult {
         err: Some(error),
         ..LeaseResult::default()

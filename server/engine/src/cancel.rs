@@ -21,6 +21,7 @@ use crate::{
     lease::Lease,
     move_job::Next,
     records::{JobRecord, Timer, TimerKind},
+    waits::ended_reply,
 };
 
 impl Engine {
@@ -211,8 +212,7 @@ impl Engine {
         self.settle(now, record, Next::Cancelled);
     }
 
-    /// A job that does not wait any more, and has no lease any more, is cancelled: nothing of it is
-    /// kept.
+    /// A job that does not wait any more, and has no lease any more, is cancelled.
     pub(crate) fn close_as_cancelled(&mut self, now: Now, record: &JobRecord) {
         let from = record.state;
         self.count(record.queue, Some(from), Some(JobState::Cancelled));
@@ -220,8 +220,12 @@ impl Engine {
         let before = Standing::of_job(from, record.attempt, record.releases);
         self.move_member(now, record.batch, before, Standing::Cancelled);
         self.end_hold(now, record);
-        self.group.delete_job(record);
+        let retention = self.retention_of(record);
+        self.retain(now, record, JobState::Cancelled, retention);
         self.job_is_over(now, record.id);
+        self.tell_waits(record.id, |_| {
+            Ok(ended_reply(JobState::Cancelled, now.wall))
+        });
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use ganger_protocol::{
-    BatchId, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget,
+    BatchId, Bytes, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget,
 };
 
 use crate::records::{
@@ -63,6 +63,8 @@ pub enum Change {
     DeleteLimit(NamespaceName, LimitTarget),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
+    /// A result or a cursor.
+    PutBytes(JobId, BlobKind, Bytes),
     /// So many parts of a blob, whether they exist or not.
     DeleteBlob(JobId, BlobKind, u16),
     PutHead(HeadRecord),

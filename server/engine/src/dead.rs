@@ -1,6 +1,4 @@
-//! Dead jobs: kept for a person, bounded by count, revived or purged.
-
-use std::collections::BTreeSet;
+//! Dead jobs: kept for a person, revived or purged. How many are kept is in `retention.rs`.
 
 use ganger_protocol::{
     JobId, WireError,
@@ -15,15 +13,9 @@ use crate::{
     batch::Standing,
     command::{Now, Origin, Outcome},
     expiry::expiry_of,
-    facts::{Fact, Facts, Need},
-    records::{Closed, JobRecord, QueueNumber},
+    facts::{Facts, Need},
+    records::{JobRecord, QueueNumber},
 };
-
-/// Dead jobs that one tick removes from a queue that has too many.
-const OVERFULL_SLICE: usize = 64;
-
-/// Queues that have too many and that one tick looks at.
-const OVERFULL_QUEUES: usize = 4;
 
 /// The dead jobs that a request names.
 #[derive(Debug, Default)]
@@ -55,10 +47,12 @@ impl Engine {
     ) -> Vec<Need> {
         let ids = match self.queue_of(origin, select) {
             None => select.jobs.clone(),
-            Some(queue) => match self.oldest_dead(queue, limit_of(select), facts) {
-                Ok(rows) => rows.iter().map(|row| row.job).collect(),
-                Err(need) => return vec![need],
-            },
+            Some(queue) => {
+                match self.oldest_closed((queue, JobState::Dead), limit_of(select), facts) {
+                    Ok(rows) => rows.iter().map(|row| row.job).collect(),
+                    Err(need) => return vec![need],
+                }
+            }
         };
         let need = |job: JobId| match is_revival {
             true => [
@@ -78,40 +72,13 @@ impl Engine {
         Some(named.record.number)
     }
 
-    /// The oldest dead jobs of a queue, one more than are wanted when there is one: those of the
-    /// store and those of the open group. Else what must be read to know them.
-    fn oldest_dead(
-        &self,
-        queue: QueueNumber,
-        wanted: usize,
-        facts: &Facts,
-    ) -> Result<Vec<Closed>, Need> {
-        let open = || self.group.dead_rows(queue);
-        let unset = open().filter(|(_, is_set)| !is_set).count();
-        let need = Need::OldestDead {
-            queue,
-            max: u32::try_from(wanted + 1 + unset).unwrap_or(u32::MAX),
-        };
-        let Some(Fact::Closed(stored)) = facts.find(&need) else {
-            return Err(need);
-        };
-        let mut rows: BTreeSet<Closed> = stored.iter().copied().collect();
-        for (row, is_set) in open() {
-            match is_set {
-                true => rows.insert(row),
-                false => rows.remove(&row),
-            };
-        }
-        Ok(rows.into_iter().take(wanted + 1).collect())
-    }
-
     fn selected(&self, origin: &Origin, select: &DeadSelect, facts: &Facts) -> Selected {
         let mut selected = Selected::default();
         let ids = match self.queue_of(origin, select) {
             None => select.jobs.clone(),
             Some(queue) => {
                 let mut rows = self
-                    .oldest_dead(queue, limit_of(select), facts)
+                    .oldest_closed((queue, JobState::Dead), limit_of(select), facts)
                     .unwrap_or_default();
                 rows.retain(|row| select.before.is_none_or(|before| row.at < before));
                 selected.has_more = rows.len() > limit_of(select);
@@ -211,70 +178,6 @@ impl Engine {
             return Ok(());
         };
         self.queue_named(origin, name).map(|_| ())
-    }
-
-    /// A queue has one more dead job; when it has too many, the oldest go with the next tick.
-    pub(crate) fn watch_dead(&mut self, number: QueueNumber) {
-        let Some(queue) = self.queues.find(number) else {
-            return;
-        };
-        if queue.record.counters.dead > queue.dead_max() {
-            self.overfull.insert(number);
-        }
-    }
-
-    /// The dead jobs that a queue has too many of, a slice of them.
-    fn surplus_dead(&self, number: QueueNumber, facts: &Facts) -> Result<Vec<Closed>, Need> {
-        let surplus = self.queues.find(number).map_or(0, |queue| {
-            queue.record.counters.dead.saturating_sub(queue.dead_max())
-        });
-        let mut rows = self.oldest_dead(number, OVERFULL_SLICE, facts)?;
-        let surplus = usize::try_from(surplus).unwrap_or(OVERFULL_SLICE);
-        rows.truncate(surplus.min(OVERFULL_SLICE));
-        Ok(rows)
-    }
-
-    pub(crate) fn needs_of_overfull(&self, facts: &Facts) -> Vec<Need> {
-        let mut needs = Vec::new();
-        for number in self.overfull.iter().take(OVERFULL_QUEUES) {
-            match self.surplus_dead(*number, facts) {
-                Ok(rows) => {
-                    let rows = rows.iter();
-                    needs.extend(rows.filter_map(|row| self.need_of_removal(row.job, facts)));
-                }
-                Err(need) => needs.push(need),
-            }
-        }
-        needs
-    }
-
-    /// The oldest dead jobs of some of the queues that have too many.
-    pub(crate) fn all_surplus_dead(&self, facts: &Facts) -> Vec<(QueueNumber, Vec<Closed>)> {
-        let queues = self.overfull.iter().take(OVERFULL_QUEUES);
-        let surplus = queues.map(|queue| {
-            let rows = self.surplus_dead(*queue, facts);
-            (*queue, rows.unwrap_or_default())
-        });
-        surplus.collect()
-    }
-
-    /// Deletes dead jobs that a queue has too many of.
-    pub(crate) fn trim_dead(
-        &mut self,
-        now: Now,
-        number: QueueNumber,
-        rows: &[Closed],
-        facts: &Facts,
-    ) {
-        for row in rows {
-            if let Some(record) = self.lookup(row.job, facts)
-                && record.state == JobState::Dead
-            {
-                self.delete_dead(now, &record, facts);
-            }
-        }
-        self.overfull.remove(&number);
-        self.watch_dead(number);
     }
 }
 

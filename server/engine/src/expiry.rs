@@ -12,6 +12,7 @@ use crate::{
     command::Now,
     facts::{Fact, Facts, Need},
     records::{JobRecord, Place, StoredJob, Timer, TimerKind},
+    waits::ended_reply,
     window::{Head, HeadJob},
 };
 
@@ -106,7 +107,7 @@ impl Engine {
         self.close_as_expired(now, &record);
     }
 
-    /// A waiting job, taken out of where it waited, has expired: nothing of it is kept.
+    /// A waiting job, taken out of where it waited, has expired.
     fn close_as_expired(&mut self, now: Now, record: &JobRecord) {
         self.count(record.queue, Some(record.state), Some(JobState::Expired));
         self.pass_key(record, record.state, Some(JobState::Expired));
@@ -114,8 +115,10 @@ impl Engine {
         self.move_member(now, record.batch, before, Standing::Expired);
         self.unwatch_expiry(record.id, expiry_of(record));
         self.end_hold(now, record);
-        self.group.delete_job(record);
+        let retention = self.retention_of(record);
+        self.retain(now, record, JobState::Expired, retention);
         self.job_is_over(now, record.id);
+        self.tell_waits(record.id, |_| Ok(ended_reply(JobState::Expired, now.wall)));
     }
 
     /// A job waits: it may expire.

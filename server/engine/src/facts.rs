@@ -7,7 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use ganger_protocol::{BatchId, JobId, Timestamp, job::JobError};
+use ganger_protocol::{
+    BatchId, Bytes, JobId, Timestamp,
+    job::{JobError, JobState},
+};
 
 use crate::records::{
     BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
@@ -22,11 +25,13 @@ pub enum Need {
     Job {
         /// Which.
         job: JobId,
-        /// Whether a spilled content is to be read too.
+        /// Whether a spilled content and the cursor are to be read too.
         content: bool,
     },
     /// The errors that are kept of a job, oldest first. Answered by [`Fact::Errors`].
     Errors(JobId),
+    /// The result that is kept of a job. Answered by [`Fact::Bytes`].
+    Result(JobId),
     /// The next entries of a lane. Answered by [`Fact::Heads`].
     Heads {
         /// The lane.
@@ -78,10 +83,12 @@ pub enum Need {
     },
     /// How many entries a run was written with. Answered by [`Fact::Run`].
     Run(RunKey),
-    /// The oldest dead jobs of a queue. Answered by [`Fact::Closed`].
-    OldestDead {
+    /// The oldest jobs of a queue that ended in a state. Answered by [`Fact::Closed`].
+    OldestClosed {
         /// The queue.
         queue: QueueNumber,
+        /// The state.
+        state: JobState,
         /// At most so many.
         max: u32,
     },
@@ -136,6 +143,8 @@ pub enum Fact {
     Job(Option<StoredJob>),
     /// The errors.
     Errors(Vec<JobError>),
+    /// The bytes; `None`: there are none.
+    Bytes(Option<Bytes>),
     /// Entries in order.
     Heads(Heads),
     /// Lanes in order, and whether these are all.

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ganger_protocol::{
-    DurationMs, ErrorCode, JobId, NamespaceName, SessionId, WireError,
+    Bytes, DurationMs, ErrorCode, JobId, NamespaceName, SessionId, WireError,
     job::{GrantedJob, JobState},
     limits::{SESSION_WAITERS_MAX, TIMEOUT_DEFAULT},
     request::Fetch,
@@ -42,9 +42,8 @@ impl Engine {
         fetch: &Fetch,
         facts: &Facts,
     ) -> Vec<Need> {
-        let acks = fetch.acks.iter().map(|item| (item.job, item.lease));
         let fails = fetch.fails.iter().map(|item| (item.job, item.lease));
-        let mut needs = self.needs_of_answers(acks, Some(Answer::Ack));
+        let mut needs = self.needs_of_acks(&fetch.acks);
         needs.extend(self.needs_of_answers(fails, Some(Answer::Fail)));
         let is_strict = fetch.weights.is_empty();
         let mut wanted = fetch.max as usize;
@@ -287,6 +286,7 @@ impl Engine {
             return;
         };
         let (name, default) = (owner.record.name.clone(), owner.record.timeout_ms);
+        let retains = content.retain_ms.or(owner.record.retain_ms).is_some();
         let timeout_ms = content.timeout_ms.or(default).unwrap_or(TIMEOUT_DEFAULT);
         let pushed_at = job.pushed_at();
         let (attempt, failures, has_record, spilled_parts) = match &job {
@@ -319,6 +319,7 @@ impl Engine {
                 lane,
                 key,
                 batch: content.batch,
+                retains,
                 cancel_at: None,
                 part: None,
             },
@@ -349,7 +350,8 @@ impl Engine {
         if grants.after == self.group.number {
             self.group.is_awaited = true;
         }
-        grants.bytes += content.bound_bytes();
+        let cursor = job.cursor().cloned();
+        grants.bytes += content.bound_bytes() + cursor.as_ref().map_or(0, Bytes::len);
         grants.jobs.push(GrantedJob {
             id,
             lease: number,
@@ -365,6 +367,7 @@ impl Engine {
             tags: content.tags.clone(),
             batch: content.batch,
             key: content.key.clone(),
+            cursor,
         });
     }
 
@@ -550,6 +553,7 @@ impl Engine {
         for ticket in self.waiters.of_connection(connection) {
             self.unstand(ticket);
         }
+        self.waits.forget_connection(connection);
         if let Some(session) = session.and_then(|id| self.sessions.find_mut(id))
             && session.connection == Some(connection)
         {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, JobId, NamespaceName, SessionId, Timestamp,
+    BatchId, Bytes, JobId, NamespaceName, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
     limit::LimitTarget,
@@ -22,7 +22,7 @@ use crate::{
         BatchRecord, Bits, BlobKind, Closed, Content, CronNumber, Entry, GroupNumber, JobRecord,
         Lane, LeaseRecord, LeftRun, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
         QueueNumber, RUN_BYTES_MAX, RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, Timer, UniqueKey,
-        UniqueRecord,
+        UniqueRecord, bytes_parts,
     },
 };
 
@@ -31,6 +31,8 @@ use crate::{
 pub(crate) enum BlobChange {
     /// A content, and the parts of an earlier one in its place.
     Content(Arc<Content>, u16),
+    /// A result or a cursor, and the parts of an earlier one in its place.
+    Bytes(Bytes, u16),
     /// An error, and the parts of an earlier one in its slot.
     Error(Box<JobError>, u16),
     Delete(u16),
@@ -187,6 +189,8 @@ impl OpenGroup {
         self.operations += 1;
         self.jobs.insert(record.id, None);
         self.delete_blob(record.id, BlobKind::Content, record.spilled_parts);
+        self.delete_blob(record.id, BlobKind::Result, record.result_parts);
+        self.delete_blob(record.id, BlobKind::Cursor, record.cursor_parts());
         let slots = (record.error_first..).map(|slot| slot % 10);
         for (slot, parts) in slots.zip(&record.error_parts) {
             self.delete_blob(record.id, BlobKind::Error(slot), *parts);
@@ -220,11 +224,15 @@ impl OpenGroup {
         self.closed.insert(row, is_set);
     }
 
-    /// Rows of dead jobs of a queue that this group sets or unsets, the oldest first.
-    pub(crate) fn dead_rows(&self, queue: QueueNumber) -> impl Iterator<Item = (Closed, bool)> {
+    /// Rows of closed jobs of a queue that this group sets or unsets, the oldest first.
+    pub(crate) fn closed_rows(
+        &self,
+        queue: QueueNumber,
+        state: JobState,
+    ) -> impl Iterator<Item = (Closed, bool)> {
         let row = |at, id| Closed {
             queue,
-            state: JobState::Dead,
+            state,
             at: Timestamp(at),
             job: JobId::from_bytes([id; JobId::BYTES]),
         };
@@ -332,6 +340,23 @@ impl OpenGroup {
             .insert((job, kind), BlobChange::Content(content, earlier));
     }
 
+    /// Writes a result or a cursor over one that has so many parts in the store, 0 when there is none.
+    pub(crate) fn put_bytes(&mut self, job: JobId, kind: BlobKind, bytes: Bytes, earlier: u16) {
+        self.operations += usize::from(bytes_parts(&bytes) + earlier);
+        self.bytes += 64 + bytes.len();
+        let earlier = earlier.max(self.parts_before(job, kind));
+        self.blobs
+            .insert((job, kind), BlobChange::Bytes(bytes, earlier));
+    }
+
+    /// The result that this group wrote, when it did.
+    pub(crate) fn result(&self, job: JobId) -> Option<&Bytes> {
+        match self.blobs.get(&(job, BlobKind::Result))? {
+            BlobChange::Bytes(bytes, _) => Some(bytes),
+            BlobChange::Content(..) | BlobChange::Error(..) | BlobChange::Delete(_) => None,
+        }
+    }
+
     /// Writes an error into a slot that had one of so many parts before, 0 when it is free.
     pub(crate) fn put_error(&mut self, job: JobId, slot: u8, error: Box<JobError>, earlier: u16) {
         self.operations += 1 + usize::from(earlier);
@@ -355,6 +380,7 @@ impl OpenGroup {
         match self.blobs.get(&(job, kind)) {
             Some(
                 BlobChange::Content(_, parts)
+                | BlobChange::Bytes(_, parts)
                 | BlobChange::Error(_, parts)
                 | BlobChange::Delete(parts),
             ) => *parts,
@@ -382,7 +408,7 @@ impl OpenGroup {
     pub(crate) fn error(&self, job: JobId, slot: u8) -> Option<&JobError> {
         match self.blobs.get(&(job, BlobKind::Error(slot)))? {
             BlobChange::Error(error, _) => Some(error),
-            BlobChange::Content(..) | BlobChange::Delete(_) => None,
+            BlobChange::Content(..) | BlobChange::Bytes(..) | BlobChange::Delete(_) => None,
         }
     }
 
@@ -439,6 +465,12 @@ impl OpenGroup {
                         changes.push(Change::DeleteBlob(job, kind, earlier));
                     }
                     changes.push(Change::PutContent(job, content));
+                }
+                (_, BlobChange::Bytes(bytes, earlier)) => {
+                    if earlier > 0 {
+                        changes.push(Change::DeleteBlob(job, kind, earlier));
+                    }
+                    changes.push(Change::PutBytes(job, kind, bytes));
                 }
                 (_, BlobChange::Delete(parts)) => {
                     changes.push(Change::DeleteBlob(job, kind, parts));

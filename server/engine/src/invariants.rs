@@ -322,6 +322,7 @@ impl Engine {
             ("heads", self.queues.heads().0),
             ("bytes of heads", self.queues.heads().1),
             ("waiters", self.waiters.count()),
+            ("waits", self.waits.count()),
             ("stragglers", self.stragglers.len()),
             ("overfull queues", self.overfull.len()),
             ("sessions", self.sessions.count()),

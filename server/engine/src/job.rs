@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ganger_protocol::{
-    DurationMs, JobId, QueueName, Timestamp,
+    Bytes, DurationMs, JobId, QueueName, Timestamp,
     job::{DeadReason, JobState, JobView},
     limits::{ERRORS_KEPT, MAX_ATTEMPTS_DEFAULT},
 };
@@ -81,9 +81,7 @@ impl JobRecord {
             waits_for: 0,
             holds_unique: false,
             holds_key: false,
-            percent: None,
-            note: None,
-            cursor_parts: 0,
+            progress: None,
             result_parts: 0,
         }
     }
@@ -116,7 +114,27 @@ impl JobRecord {
         named.unwrap_or(MAX_ATTEMPTS_DEFAULT)
     }
 
-    /// The record as a person sees it, without payload and errors. The state is that of the
+    /// Where its next attempt goes on, as far as that was read.
+    pub fn cursor(&self) -> Option<&Bytes> {
+        self.progress.as_ref()?.cursor.as_ref()
+    }
+
+    /// Parts of the blob that holds the cursor.
+    pub fn cursor_parts(&self) -> u16 {
+        self.progress.as_ref().map_or(0, |it| it.cursor_parts)
+    }
+
+    /// Turns the record into that of a job that is over, kept until then.
+    pub(crate) fn close(&mut self, state: JobState, at: Timestamp, until: Timestamp) {
+        self.state = state;
+        self.closed_at = Some(at);
+        self.run_at = Some(until);
+        self.place = None;
+        self.cancel_at = None;
+        self.holds_key = false;
+    }
+
+    /// The record as a person sees it, without payload, cursor, result and errors. The state is that of the
     /// record: whether the job is leased just now only the engine knows.
     pub fn view(&self, queue: QueueName) -> Option<JobView> {
         let content: &Arc<Content> = self.content.as_ref()?;
@@ -125,7 +143,7 @@ impl JobRecord {
             state: self.state,
             queue,
             kind: content.kind.clone(),
-            payload: ganger_protocol::Bytes::new(),
+            payload: Bytes::new(),
             payload_bytes: content.payload.len() as u64,
             content_type: content.content_type.clone(),
             headers: content.headers.clone(),
@@ -140,7 +158,12 @@ impl JobRecord {
             lease: None,
             cancel_at: self.cancel_at,
             closed_at: self.closed_at,
+            kept_until: self.run_at.filter(|_| self.state.is_terminal()),
             reason: self.reason,
+            percent: self.progress.as_ref().and_then(|it| it.percent),
+            note: self.progress.as_ref().and_then(|it| it.note.clone()),
+            cursor: None,
+            result: None,
             attempt: self.attempt,
             failures: self.failures,
             losses: self.losses,

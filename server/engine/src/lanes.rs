@@ -504,6 +504,8 @@ impl Engine {
         }
         if self.queues.has_lane(own) || self.is_in_sequence(record.queue, content) {
             self.add_lane(own);
+            // The key may let it through where it kept the one in front back.
+            self.wake_key(own.lane);
             return own.lane;
         }
         self.keys.count_more(own);

@@ -31,6 +31,8 @@ pub(crate) struct Lease {
     pub(crate) key: LeaseKey,
     /// The batch that its job is a member of; `None` too while `key` is unread.
     pub(crate) batch: Option<BatchId>,
+    /// Whether its job may have to be kept once it is acked, as its push or its queue said.
+    pub(crate) retains: bool,
     /// Its job is cancelled, and it is revoked then.
     pub(crate) cancel_at: Option<Timestamp>,
     /// Where its latest record stands; `None` while that is in the open group.

@@ -13,6 +13,7 @@
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
 //! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `progress`, `retention`, `waits` | how far a job has come; how long one that is over is kept; who waits for its end |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `limits`, `keys`, `lanes` | how many jobs of a queue or key run; whose turn it is within a queue |
@@ -44,11 +45,13 @@ mod look;
 #[cfg(test)]
 mod model;
 mod move_job;
+mod progress;
 mod purge;
 mod push;
 pub mod queue;
 pub mod records;
 mod recover;
+mod retention;
 mod schedule;
 mod session;
 pub mod settings;
@@ -59,6 +62,7 @@ mod tests;
 mod time;
 pub mod unique;
 mod waiters;
+mod waits;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +70,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use foldhash::HashMap;
 use ganger_protocol::{
     ErrorCode, LeaseId, SessionId, WireError,
-    limits::{BATCHES_MAX, LIMITS_MAX, Limits},
+    job::JobState,
+    limits::{BATCHES_MAX, LIMITS_MAX, Limits, WAITS_MAX},
     request::Operation,
     response::ReplyBody,
 };
@@ -93,6 +98,7 @@ use self::{
     schedule::Schedule,
     session::Sessions,
     waiters::Waiters,
+    waits::Waits,
 };
 pub use self::{push::PRODUCER_IDLE_MAX, queue::HeadBudget};
 
@@ -123,6 +129,8 @@ pub struct Options {
     pub crons_max: usize,
     /// Limits of the shard at most. Default 200 000, of up to 300 bytes each.
     pub limits_max: usize,
+    /// Waits for the end of jobs, of the shard. Default 65 536.
+    pub waits_max: usize,
     /// Batches of the shard that are not settled at most. Default 10 000, of up to 6 KiB each.
     pub batches_max: usize,
     /// Seed of the jitter.
@@ -143,6 +151,7 @@ impl Default for Options {
             namespaces_max: 256,
             crons_max: 10_000,
             limits_max: LIMITS_MAX,
+            waits_max: WAITS_MAX,
             batches_max: BATCHES_MAX,
             seed: 0,
             secret: [0; 32],
@@ -190,6 +199,7 @@ pub struct Engine {
     leases: Leases,
     sessions: Sessions,
     waiters: Waiters,
+    waits: Waits,
     schedule: Schedule,
     producers: Producers,
     crons: Crons,
@@ -207,8 +217,8 @@ pub struct Engine {
     sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
     unserved: BTreeSet<QueueNumber>,
-    /// Queues with more dead jobs than they keep.
-    overfull: BTreeSet<QueueNumber>,
+    /// Queues with more jobs that ended in a state than they keep.
+    overfull: BTreeSet<(QueueNumber, JobState)>,
     /// Runs whose last entry is leased, and when to move it out.
     stragglers: BTreeSet<(Mono, RunKey)>,
     group: OpenGroup,
@@ -280,6 +290,7 @@ impl Engine {
             self.offer_all(now, awakened.into_iter(), &mut outcome);
         }
         self.keys.forget_learned(now.mono);
+        self.answer_waits(&mut outcome);
         outcome
     }
 
@@ -371,10 +382,7 @@ impl Engine {
         match operation {
             Operation::Push(push) => self.needs_of_push(origin, push, facts),
             Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch, facts),
-            Operation::Ack(ack) => {
-                let leases = ack.leases.iter().map(|item| (item.job, item.lease));
-                self.needs_of_answers(leases, Some(Answer::Ack))
-            }
+            Operation::Ack(ack) => self.needs_of_acks(&ack.leases),
             Operation::Fail(fail) => {
                 let leases = fail.leases.iter().map(|item| (item.job, item.lease));
                 self.needs_of_answers(leases, Some(Answer::Fail))
@@ -387,12 +395,15 @@ impl Engine {
                 let leases = extend.leases.iter().map(|item| (item.job, item.lease));
                 self.needs_of_answers(leases, None)
             }
+            Operation::Progress(progress) => self.needs_of_progress(progress),
             Operation::Goodbye(_) => self.needs_of_session(origin.session),
             Operation::JobGet(get) => {
                 let mut needs: Vec<Need> = self.need_of_job(get.job, true).into_iter().collect();
                 needs.push(Need::Errors(get.job));
+                needs.extend(self.need_of_result(get.job, facts));
                 needs
             }
+            Operation::Wait(wait) => self.needs_to_wait(wait.job, facts),
             Operation::JobCancel(cancel) => {
                 let jobs = cancel.jobs.iter();
                 jobs.flat_map(|job| self.needs_to_cancel(*job, facts))
@@ -448,6 +459,7 @@ impl Engine {
             Operation::Fail(fail) => self.fail(now, &origin, fail, facts),
             Operation::Release(release) => self.release(now, &origin, &release, facts, outcome),
             Operation::Extend(extend) => self.extend(now, &origin, &extend, facts),
+            Operation::Progress(progress) => self.progress(&origin, progress, facts),
             Operation::Heartbeat(_) => {
                 let body = self.heartbeat(&origin)?;
                 outcome.replies.push(Reply {
@@ -459,6 +471,7 @@ impl Engine {
             }
             Operation::Goodbye(_) => self.goodbye(now, &origin, facts, outcome)?,
             Operation::JobGet(get) => self.job_view(&origin, get.job, facts)?,
+            Operation::Wait(wait) => return self.wait(now, &origin, wait, facts),
             Operation::JobCancel(cancel) => self.job_cancel(now, &origin, &cancel, facts, outcome),
             Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
             Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,

@@ -40,6 +40,8 @@ impl Engine {
             view.lease = Some(lease.number);
             view.attempt = lease.attempt;
         }
+        view.cursor = record.cursor().cloned();
+        view.result = self.result_of(&record, facts);
         if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(job)) {
             view.errors.clone_from(errors);
         }

@@ -17,6 +17,7 @@ use crate::{
     records::{
         Closed, Entry, JobRecord, Lane, Place, RunKey, StoredJob, Timer, TimerKind, blob_parts,
     },
+    waits,
     window::{Head, HeadJob},
 };
 
@@ -74,18 +75,41 @@ impl Engine {
 
     /// The record of a job that is written, purged or not.
     fn written(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
-        let place = Place::of_birth(&job);
+        let has_left = self.has_left(&Place::of_birth(&job));
+        self.own_record(job, facts)
+            .unwrap_or_else(|| self.packed(job, facts).filter(|_| !has_left))
+    }
+
+    /// The record of a job whose lease has just ended, made up for one that lived in its run until
+    /// then.
+    pub(crate) fn ended(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
+        self.own_record(job, facts)
+            .unwrap_or_else(|| self.packed(job, facts))
+    }
+
+    /// The record of a job that has one, or had one until this group; the outer `None`: it never had.
+    #[expect(
+        clippy::option_option,
+        reason = "without a record, and known to be gone, differ"
+    )]
+    fn own_record(&self, job: JobId, facts: &Facts) -> Option<Option<Box<JobRecord>>> {
         if let Some(record) = self.group.jobs.get(&job) {
-            return record.clone();
+            return Some(record.clone());
         }
-        let packed = match self.group.packed(&place) {
-            Some(packed) => packed.clone(),
-            None => match self.stored(job, facts)? {
-                StoredJob::Record(record) => return Some(record.clone()),
-                StoredJob::Packed { job, .. } => job.clone(),
-            },
+        match self.stored(job, facts)? {
+            StoredJob::Record(record) => Some(Some(record.clone())),
+            StoredJob::Packed { .. } => None,
+        }
+    }
+
+    /// The record of a job as it was born in its run.
+    fn packed(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
+        let place = Place::of_birth(&job);
+        let packed = match (self.group.packed(&place), self.stored(job, facts)) {
+            (Some(packed), _) | (None, Some(StoredJob::Packed { job: packed, .. })) => packed,
+            (None, Some(StoredJob::Record(_)) | None) => return None,
         };
-        (!self.has_left(&place)).then(|| Box::new(JobRecord::fresh(job, place, packed)))
+        Some(Box::new(JobRecord::fresh(job, place, packed.clone())))
     }
 
     /// Whether an entry that a run was written with is no longer in it.
@@ -208,8 +232,11 @@ impl Engine {
                 self.count(queue, Some(JobState::Leased), Some(JobState::Dead));
                 self.move_member(now, record.batch, Standing::Tried, Standing::Dead);
                 self.job_is_over(now, record.id);
+                self.tell_waits(record.id, |engine| {
+                    Ok(engine.wait_reply(&record, &Facts::default()))
+                });
                 self.group.put_job(record);
-                self.watch_dead(queue);
+                self.watch_closed(queue, JobState::Dead);
             }
             Next::Deleted => {
                 self.pass_key(&record, JobState::Leased, None);
@@ -218,6 +245,7 @@ impl Engine {
                 self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
                 self.job_is_over(now, record.id);
+                self.tell_waits(record.id, |_| Err(waits::not_kept(record.id)));
             }
             Next::Cancelled => {
                 record.state = JobState::Leased;
@@ -493,7 +521,7 @@ pub(crate) fn closed_row(record: &JobRecord) -> Closed {
 }
 
 /// The timer that removes a closed job.
-fn retention_timer(record: &JobRecord) -> Timer {
+pub(crate) fn retention_timer(record: &JobRecord) -> Timer {
     Timer {
         at: record.run_at.unwrap_or_default(),
         what: TimerKind::Retention,

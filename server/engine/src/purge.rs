@@ -27,7 +27,9 @@ use crate::{
     records::{
         BlobKind, Content, GroupNumber, JobRecord, Lane, QueueNumber, QueueRecord, UniqueKey,
     },
+    retention::is_retained,
     unique::is_ended_by_time,
+    waits::not_kept,
 };
 
 /// Entries or records that one slice erases, about.
@@ -105,10 +107,12 @@ impl Engine {
         };
         let number = QueueNumber(self.head.next_queue);
         self.head.next_queue += 1;
-        let removed = queue.record.counters.kept();
+        let counters = &mut queue.record.counters;
+        let removed = counters.kept() + counters.retained();
+        // Those that were retained are counted by their outcome.
+        counters.deleted += counters.kept();
+        empty(counters);
         queue.record.number = number;
-        empty(&mut queue.record.counters);
-        queue.record.counters.deleted += removed;
         for ticket in &queue.waiters {
             if let Some(waiter) = self.waiters.find_mut(*ticket) {
                 waiter.queues.retain(|queue| *queue != old);
@@ -132,7 +136,8 @@ impl Engine {
     ) -> Result<ReplyBody, WireError> {
         let number = self.queue_named(origin, &delete.queue)?;
         let kept = self.queues.find(number);
-        let kept = kept.map_or(0, |queue| queue.record.counters.kept());
+        let kept = kept.map(|queue| &queue.record.counters);
+        let kept = kept.map_or(0, |counters| counters.kept() + counters.retained());
         if kept > 0 {
             return Err(WireError {
                 field: Some("queue".to_owned()),
@@ -176,7 +181,7 @@ impl Engine {
         if let Some(at) = queue.record.paused_until {
             self.unset_timer(crate::settings::pause_timer(number, at));
         }
-        self.overfull.remove(&number);
+        self.overfull.retain(|(of, _)| *of != number);
         self.unserved.remove(&number);
         self.awakened.remove(&number);
         let mut record = queue.record.clone();
@@ -384,8 +389,12 @@ impl Engine {
                 self.group.delete_blob(record.id, BlobKind::Content, parts);
             }
         }
+        if is_retained(record.state) {
+            return;
+        }
         self.member_is_swept(now, record, facts);
         self.job_is_over(now, record.id);
+        self.tell_waits(record.id, |_| Err(not_kept(record.id)));
     }
 
     /// Frees the key of a purged job, unless another job has taken it since.
@@ -457,6 +466,9 @@ fn empty(counters: &mut Counters) {
         ready: 0,
         leased: 0,
         dead: 0,
+        done_kept: 0,
+        cancelled_kept: 0,
+        expired_kept: 0,
         ..*counters
     };
 }

@@ -324,6 +324,8 @@ impl Engine {
             backoff: None,
             dead_max: None,
             dead_retention_ms: None,
+            retain_ms: None,
+            retained_max: None,
             counters: Counters::default(),
         });
         self.limit_queue(number);

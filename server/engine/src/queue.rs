@@ -19,6 +19,9 @@ pub const DEAD_MAX_DEFAULT: u64 = 10_000;
 /// How long a queue keeps dead jobs unless it says otherwise.
 pub const DEAD_RETENTION_DEFAULT: DurationMs = DurationMs::from_hours(24 * 180);
 
+/// Done, cancelled and expired jobs, of each, that a queue keeps unless it says otherwise.
+pub const RETAINED_MAX_DEFAULT: u64 = 10_000;
+
 /// Heads that a lane in use may always have, whatever the budget.
 pub(crate) const LANE_HEADS_MIN: usize = 16;
 
@@ -142,8 +145,39 @@ impl Queue {
         Choice::Nothing
     }
 
-    pub(crate) fn dead_max(&self) -> u64 {
-        self.record.dead_max.unwrap_or(DEAD_MAX_DEFAULT)
+    /// How many jobs that ended in a state it keeps at most.
+    pub(crate) fn closed_max(&self, state: JobState) -> u64 {
+        match state == JobState::Dead {
+            true => self.record.dead_max.unwrap_or(DEAD_MAX_DEFAULT),
+            false => self.record.retained_max.unwrap_or(RETAINED_MAX_DEFAULT),
+        }
+    }
+
+    /// How many jobs that ended in a state it keeps now.
+    pub(crate) fn closed_count(&self, state: JobState) -> u64 {
+        let counters = &self.record.counters;
+        match state {
+            JobState::Done => counters.done_kept,
+            JobState::Dead => counters.dead,
+            JobState::Cancelled => counters.cancelled_kept,
+            JobState::Expired => counters.expired_kept,
+            JobState::Scheduled | JobState::Blocked | JobState::Ready | JobState::Leased => 0,
+        }
+    }
+
+    /// The counter of the done, cancelled or expired jobs that it keeps now.
+    pub(crate) fn retained_mut(&mut self, state: JobState) -> Option<&mut u64> {
+        let counters = &mut self.record.counters;
+        match state {
+            JobState::Done => Some(&mut counters.done_kept),
+            JobState::Cancelled => Some(&mut counters.cancelled_kept),
+            JobState::Expired => Some(&mut counters.expired_kept),
+            JobState::Scheduled
+            | JobState::Blocked
+            | JobState::Ready
+            | JobState::Leased
+            | JobState::Dead => None,
+        }
     }
 
     pub(crate) fn dead_retention(&self) -> DurationMs {

@@ -261,6 +261,11 @@ impl Content {
     }
 }
 
+/// Parts of a blob that holds a result or a cursor, of which the length is written too.
+pub fn bytes_parts(bytes: &[u8]) -> u16 {
+    blob_parts(bytes.len() + 8)
+}
+
 /// Parts of a blob of so many bytes.
 pub fn blob_parts(bytes: usize) -> u16 {
     u16::try_from(bytes.div_ceil(BLOB_PART_BYTES)).unwrap_or(u16::MAX)
@@ -321,14 +326,23 @@ pub struct JobRecord {
     pub holds_unique: bool,
     /// Not terminal: whether it keeps the later jobs of its key back, which is a sequence.
     pub holds_key: bool,
-    /// For later: progress in percent.
-    pub percent: Option<u8>,
-    /// For later: a note about the progress.
-    pub note: Option<String>,
-    /// For later: parts of the cursor.
-    pub cursor_parts: u16,
-    /// For later: parts of the result.
+    /// How far its workers have come, once one of them said so.
+    pub progress: Option<Box<JobProgress>>,
+    /// `done`: parts of the blob that holds its result; 0 without one.
     pub result_parts: u16,
+}
+
+/// How far the workers of a job have come.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JobProgress {
+    /// 0…100.
+    pub percent: Option<u8>,
+    /// For a person.
+    pub note: Option<String>,
+    /// Parts of the blob that holds the cursor; 0 without one.
+    pub cursor_parts: u16,
+    /// Where the next attempt goes on; read only where a spilled content is read too.
+    pub cursor: Option<Bytes>,
 }
 
 /// What the store knows of a job.
@@ -600,6 +614,10 @@ pub struct QueueRecord {
     pub dead_max: Option<u64>,
     /// How long it keeps them; absent means 180 days.
     pub dead_retention_ms: Option<DurationMs>,
+    /// How long it keeps done, cancelled and expired jobs that name no time; absent means not at all.
+    pub retain_ms: Option<DurationMs>,
+    /// How many jobs of each of these states it keeps; absent means 10 000.
+    pub retained_max: Option<u64>,
     /// Counters by state and outcome.
     pub counters: Counters,
 }
@@ -761,9 +779,9 @@ impl HeadRecord {
 pub enum BlobKind {
     /// 0: the content.
     Content,
-    /// 1: for later, the result.
+    /// 1: the result.
     Result,
-    /// 2: for later, the cursor.
+    /// 2: the cursor.
     Cursor,
     /// 16 + slot: one of the last ten errors.
     Error(u8),

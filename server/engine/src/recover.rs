@@ -25,6 +25,7 @@ use crate::{
     schedule::Schedule,
     session::{Session, Sessions},
     waiters::Waiters,
+    waits::Waits,
 };
 
 impl Engine {
@@ -60,6 +61,7 @@ impl Engine {
             leases: Leases::remembering(options.settled_max),
             sessions: Sessions::default(),
             waiters: Waiters::default(),
+            waits: Waits::default(),
             schedule: Schedule::unknown(),
             producers: Producers::default(),
             crons: Crons::default(),
@@ -89,7 +91,7 @@ impl Engine {
             let number = queue.number;
             engine.queues.insert(queue);
             engine.limit_queue(number);
-            engine.watch_dead(number);
+            engine.watch_all_closed(number);
         }
         for cron in recovered.crons {
             engine.crons.recover(cron);
@@ -206,6 +208,9 @@ impl Engine {
             None => (None, None),
         };
         let key = self.key_of_lease(record.job, content);
+        let retains = content.and_then(|content| content.retain_ms);
+        let of_queue = self.queues.find(queue);
+        let retains = retains.or_else(|| of_queue?.record.retain_ms);
         let ttl = self
             .sessions
             .find(record.session)
@@ -245,6 +250,7 @@ impl Engine {
                 lane: record.key,
                 key,
                 batch,
+                retains: retains.is_some(),
                 cancel_at,
                 part: Some(part),
             },

@@ -52,14 +52,16 @@ impl Engine {
                 set.backoff.apply(&mut record.backoff),
                 set.dead_max.apply(&mut record.dead_max),
                 set.dead_retention_ms.apply(&mut record.dead_retention_ms),
+                set.retain_ms.apply(&mut record.retain_ms),
+                set.retained_max.apply(&mut record.retained_max),
                 set.jobs_max.apply(&mut record.jobs_max),
             ];
             if changes.contains(&true) {
                 self.group.queues.insert(number);
             }
         }
-        // A lower `dead_max` counts at once.
-        self.watch_dead(number);
+        // A lower `dead_max` or `retained_max` counts at once.
+        self.watch_all_closed(number);
         self.queue_show(origin, &show)
     }
 
@@ -169,6 +171,8 @@ impl Queue {
                 backoff: self.record.backoff.clone(),
                 dead_max: self.record.dead_max,
                 dead_retention_ms: self.record.dead_retention_ms,
+                retain_ms: self.record.retain_ms,
+                retained_max: self.record.retained_max,
                 jobs_max: self.record.jobs_max,
             },
         }

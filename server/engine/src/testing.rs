@@ -9,7 +9,7 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp,
+    BatchId, Bytes, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp,
     WireError,
     job::{GrantedJob, JobError, JobState, JobView},
     limit::LimitTarget,
@@ -39,7 +39,7 @@ use crate::{
         HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, LimitRecord, OutcomeRecord, PackedJob,
         PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX,
         Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
-        blob_parts,
+        blob_parts, bytes_parts,
     },
 };
 
@@ -48,6 +48,7 @@ use crate::{
 enum Part {
     Content(Arc<Content>),
     Error(Box<JobError>),
+    Bytes(Bytes),
     Rest,
 }
 
@@ -125,6 +126,10 @@ impl Store {
                     record.content = None;
                 } else {
                     assert!(record.content.is_some(), "a content is lost");
+                }
+                if let Some(progress) = &mut record.progress {
+                    assert_eq!(progress.cursor.is_some(), progress.cursor_parts > 0);
+                    progress.cursor = None;
                 }
                 record.group = self.group;
                 self.jobs.insert(record.id, *record);
@@ -204,6 +209,9 @@ impl Store {
                 let kind = BlobKind::Error(slot);
                 self.put_blob(job, kind, blob_parts(bytes), Part::Error(error));
             }
+            Change::PutBytes(job, kind, bytes) => {
+                self.put_blob(job, kind, bytes_parts(&bytes), Part::Bytes(bytes));
+            }
             Change::DeleteBlob(job, kind, parts) => {
                 for part in 0..parts {
                     self.blobs.remove(&(job, kind, part));
@@ -224,6 +232,7 @@ impl Store {
         match need {
             Need::Job { job, content } => Fact::Job(self.job(*job, *content)),
             Need::Errors(job) => Fact::Errors(self.errors(*job)),
+            Need::Result(job) => Fact::Bytes(self.bytes(*job, BlobKind::Result)),
             Need::Heads {
                 lane,
                 after,
@@ -277,9 +286,9 @@ impl Store {
                 let run = self.runs.get(run);
                 Fact::Run(run.map(|(_, run)| u8::try_from(run.entries.len()).unwrap()))
             }
-            Need::OldestDead { queue, max } => {
+            Need::OldestClosed { queue, state, max } => {
                 let rows = self.closed.iter();
-                let rows = rows.filter(|row| row.queue == *queue && row.state == JobState::Dead);
+                let rows = rows.filter(|row| (row.queue, row.state) == (*queue, *state));
                 Fact::Closed(rows.take(*max as usize).copied().collect())
             }
             Need::Remains { queue, stage, max } => self.remains(*queue, *stage, *max as usize),
@@ -315,7 +324,14 @@ impl Store {
     fn content(&self, job: JobId) -> Option<Arc<Content>> {
         match self.blobs.get(&(job, BlobKind::Content, 0))? {
             Part::Content(content) => Some(Arc::clone(content)),
-            Part::Error(_) | Part::Rest => None,
+            Part::Error(_) | Part::Bytes(_) | Part::Rest => None,
+        }
+    }
+
+    fn bytes(&self, job: JobId, kind: BlobKind) -> Option<Bytes> {
+        match self.blobs.get(&(job, kind, 0))? {
+            Part::Bytes(bytes) => Some(bytes.clone()),
+            Part::Error(_) | Part::Content(_) | Part::Rest => None,
         }
     }
 
@@ -339,6 +355,12 @@ impl Store {
         let mut record = self.jobs.get(&job)?.clone();
         if record.spilled_parts > 0 && content {
             record.content = self.content(job);
+        }
+        if let Some(progress) = &mut record.progress
+            && progress.cursor_parts > 0
+            && content
+        {
+            progress.cursor = self.bytes(job, BlobKind::Cursor);
         }
         Some(record)
     }
@@ -1010,11 +1032,7 @@ pub(crate) fn fetch_of(queues: &[&str], max: u32) -> Fetch {
 }
 
 pub(crate) fn ack_item(job: JobId, lease: LeaseId) -> AckItem {
-    AckItem {
-        job,
-        lease,
-        result: None,
-    }
+    AckItem::of(job, lease)
 }
 
 pub(crate) fn fail_item(job: JobId, lease: LeaseId) -> FailItem {

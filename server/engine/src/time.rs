@@ -40,6 +40,7 @@ impl Engine {
             self.leases.first_deadline(),
             self.sessions.first_check(),
             self.waiters.first_deadline(),
+            self.waits.first_deadline(),
             self.stragglers.first().map(|(at, _)| *at),
             self.sweeps.next(),
             self.keys.next(),
@@ -73,6 +74,8 @@ impl Engine {
         let stragglers = self.stragglers_due(now.mono, SLICE).into_iter();
         let stragglers = stragglers.filter_map(|(_, run)| self.straggler(run));
         needs.extend(stragglers.filter_map(|job| self.need_of_job(job, true)));
+        let waits = self.waits.timed_out(now.mono, SLICE).into_iter();
+        needs.extend(waits.filter_map(|wait| self.need_of_job(wait.job, false)));
         needs.extend(self.needs_of_overfull(facts));
         needs.extend(self.needs_of_sweep(now, facts));
         for number in &self.unserved {
@@ -126,7 +129,8 @@ impl Engine {
         let late = self.leases.timed_out(now.mono, SLICE);
         let lost = self.sessions.first_lost(now.mono);
         let stragglers = self.stragglers_due(now.mono, SLICE);
-        let surplus = self.all_surplus_dead(facts);
+        let waits = self.waits.timed_out(now.mono, SLICE);
+        let surplus = self.all_surplus(facts);
         let mut touched = Vec::new();
         let mut crons = 0;
         for timer in timers {
@@ -148,8 +152,11 @@ impl Engine {
         for (at, run) in stragglers {
             self.look_at_straggler(at, run, facts);
         }
-        for (queue, rows) in surplus {
-            self.trim_dead(now, queue, &rows, facts);
+        for wait in waits {
+            self.end_wait_for(wait, facts);
+        }
+        for (queue, state, rows) in surplus {
+            self.trim_closed(now, (queue, state), &rows, facts);
         }
         self.sweep(now, facts);
         touched.extend(std::mem::take(&mut self.unserved));
@@ -207,8 +214,8 @@ impl Engine {
             TimerKind::Retention => {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
                 // A timer of an earlier death, when the job was revived and died again.
-                if record.state == JobState::Dead && record.run_at == Some(timer.at) {
-                    self.delete_dead(now, &record, facts);
+                if record.state.is_terminal() && record.run_at == Some(timer.at) {
+                    self.delete_closed(now, &record, facts);
                 }
                 None
             }

@@ -251,6 +251,10 @@ impl Engine {
         });
         self.group
             .delete_blob(holder, BlobKind::Content, record.spilled_parts);
+        // How far somebody came with another payload says nothing of this one.
+        self.group
+            .delete_blob(holder, BlobKind::Cursor, record.cursor_parts());
+        record.progress = None;
         record.spilled_parts = content.spilled_parts();
         if record.spilled_parts > 0 {
             self.group.put_content(holder, Arc::clone(&content));

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use ganger_protocol::{JobId, Timestamp, ids::Tag};
+use ganger_protocol::{Bytes, JobId, Timestamp, ids::Tag};
 
 use crate::{
     queue::LANE_HEADS_MAX,
@@ -60,6 +60,14 @@ impl HeadJob {
         }
     }
 
+    /// Where an earlier attempt stopped.
+    pub(crate) fn cursor(&self) -> Option<&Bytes> {
+        match self {
+            Self::Packed(_) => None,
+            Self::Record(record) => record.cursor(),
+        }
+    }
+
     pub(crate) fn pushed_at(&self) -> Timestamp {
         match self {
             Self::Packed(job) => job.pushed_at,
@@ -70,7 +78,8 @@ impl HeadJob {
     /// About what a head with this job takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         let fixed = size_of::<Head>() + size_of::<Content>();
-        fixed + self.content().map_or(0, |content| content.bound_bytes())
+        let cursor = self.cursor().map_or(0, Bytes::len);
+        fixed + cursor + self.content().map_or(0, |content| content.bound_bytes())
     }
 }
 

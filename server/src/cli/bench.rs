@@ -266,11 +266,7 @@ impl Run {
             acks = reply
                 .jobs
                 .iter()
-                .map(|job| AckItem {
-                    job: job.id,
-                    lease: job.lease,
-                    result: None,
-                })
+                .map(|job| AckItem::of(job.id, job.lease))
                 .collect();
         }
     }
@@ -370,6 +366,7 @@ mod tests {
             tags: Vec::new(),
             batch: None,
             key: None,
+            cursor: None,
         }
     }
 

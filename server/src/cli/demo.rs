@@ -388,8 +388,7 @@ impl Play {
                     answers.fails.push((item, head));
                 }
                 head => {
-                    let result = None;
-                    let ack = AckItem { job, lease, result };
+                    let ack = AckItem::of(job, lease);
                     answers.acks.push((ack, head.map(|head| (head, failures))));
                 }
             }

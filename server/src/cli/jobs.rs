@@ -1,13 +1,14 @@
-//! `ganger jobs`: show one, cancel some.
+//! `ganger jobs`: show one, wait for one, cancel some.
 
 use clap::Subcommand;
+use ganger_client::Client;
 use ganger_protocol::{
-    JobId, limits::CANCEL_GRACE_DEFAULT, request::JobCancel, response::CancelResult,
+    JobId, job::JobState, limits::CANCEL_GRACE_DEFAULT, request::JobCancel, response::CancelResult,
 };
 
 use super::{
     connect::ConnectArgs,
-    error::CliError,
+    error::{CliError, Exit},
     output::{self, Format},
     view,
 };
@@ -17,6 +18,8 @@ use crate::config::units::Span;
 pub(super) enum JobsCommand {
     /// Show one job
     Get(GetArgs),
+    /// Wait until a job is over, and show what came out of it
+    Wait(WaitArgs),
     /// Cancel jobs: at once, or when their workers have had time to answer
     Cancel(CancelArgs),
 }
@@ -25,6 +28,19 @@ pub(super) enum JobsCommand {
 pub(super) struct GetArgs {
     /// The job's id, as push printed it
     id: JobId,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct WaitArgs {
+    /// Its id, as push printed it
+    id: JobId,
+    /// Give up after this time
+    #[arg(long = "for", value_name = "DURATION", default_value = "1h")]
+    time: Span,
     #[command(flatten)]
     connect: ConnectArgs,
     #[command(flatten)]
@@ -48,7 +64,33 @@ pub(super) struct CancelArgs {
 pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
     match command {
         JobsCommand::Get(args) => get(args).await,
+        JobsCommand::Wait(args) => {
+            let client = args.connect.connect().await?;
+            wait(&client, args.id, args.time, args.format).await
+        }
         JobsCommand::Cancel(args) => cancel(args).await,
+    }
+}
+
+/// Waits until a job is over and prints what came out of it; fails unless it is done.
+pub(super) async fn wait(
+    client: &Client,
+    id: JobId,
+    time: Span,
+    format: Format,
+) -> Result<(), CliError> {
+    let outcome = client.wait(id, time.duration()).await?.into_inner();
+    match format.json {
+        true => output::line(&output::json(&view::outcome_json(&outcome)?)?)?,
+        false => output::line(view::outcome_text(&outcome).trim_end_matches('\n'))?,
+    }
+    match outcome.state {
+        JobState::Done => Ok(()),
+        state if state.is_terminal() => Err(CliError::failed(format!("the job is {state}"))),
+        state => Err(CliError::new(
+            Exit::TimedOut,
+            format!("the job is still {state}"),
+        )),
     }
 }
 

@@ -65,7 +65,7 @@ enum Command {
     /// Watch a server, producers and workers in one process, on a temporary store
     Demo(demo::DemoArgs),
     /// Add jobs; prints their ids
-    Push(push::PushArgs),
+    Push(Box<push::PushArgs>),
     /// Run a command for each job
     Work(work::WorkArgs),
     /// Look at jobs
@@ -141,7 +141,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(&args),
-        Command::Push(args) => block_on(push::run(args)),
+        Command::Push(args) => block_on(push::run(*args)),
         Command::Work(args) => block_on(work::run(args)),
         Command::Jobs(command) => block_on(jobs::run(command)),
         Command::Dead(command) => block_on(dead::run(command)),

@@ -24,6 +24,7 @@ use tokio::{
 use super::{
     connect::ConnectArgs,
     error::{CliError, Exit},
+    jobs,
     output::{self, Format},
 };
 use crate::{
@@ -159,6 +160,12 @@ pub(super) struct PushArgs {
     /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
     #[arg(long, value_name = "DURATION")]
     spread: Option<Span>,
+    /// How long the job stays visible once it is done, cancelled or expired; default the queue's
+    #[arg(long, value_name = "DURATION")]
+    retain: Option<Span>,
+    /// Wait so long at most until the job is over, and show what came out of it
+    #[arg(long, value_name = "DURATION", conflicts_with = "spec")]
+    wait: Option<Span>,
     /// The batch that the jobs join, as `batches open` printed it
     #[arg(long, value_name = "BATCH")]
     batch: Option<BatchId>,
@@ -177,6 +184,9 @@ pub(super) struct PushArgs {
 pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
     let from_stdin = args.spec || args.payload.as_deref() == Some("-");
     if from_stdin {
+        if args.wait.is_some() {
+            return Err(CliError::usage("--wait goes with one job, not with lines"));
+        }
         let template = Template::new(&args)?;
         let client = args.connect.connect().await?;
         let lines = BufReader::new(tokio::io::stdin()).lines();
@@ -191,7 +201,14 @@ pub(super) async fn run(args: PushArgs) -> Result<(), CliError> {
     let client = args.connect.connect().await?;
     let results = client.push_with(request(vec![job], args.spread)).await?;
     match results.into_iter().next() {
-        Some(result) => print_result(args.format, result)?.map_err(refused),
+        Some(result) => {
+            let id = result.id;
+            print_result(args.format, result)?.map_err(refused)?;
+            match (args.wait, id) {
+                (Some(time), Some(id)) => jobs::wait(&client, id, time, args.format).await,
+                (Some(_) | None, _) => Ok(()),
+            }
+        }
         None => Err(CliError::failed(
             "the server did not say what became of the job",
         )),
@@ -266,6 +283,7 @@ impl Template {
             unique: unique(args).map(Box::new),
             key: args.key.clone(),
             batch: args.batch,
+            retain_ms: args.retain.map(|time| time.0),
             ..JobSpec::new(kind, Vec::new())
         });
         Ok(if args.spec {
@@ -354,6 +372,7 @@ pub(super) fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpe
     job.max_attempts = job.max_attempts.or(defaults.max_attempts);
     job.timeout_ms = job.timeout_ms.or(defaults.timeout_ms);
     job.expires_at = job.expires_at.or(defaults.expires_at);
+    job.retain_ms = job.retain_ms.or(defaults.retain_ms);
     job.unique = job.unique.or_else(|| defaults.unique.clone());
     job.key = job.key.or_else(|| defaults.key.clone());
     for (name, value) in &defaults.headers {

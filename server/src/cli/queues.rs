@@ -94,6 +94,12 @@ pub(super) struct SetArgs {
     /// How long it keeps jobs that die from now on
     #[arg(long, value_name = "DURATION")]
     dead_retention: Option<OrDefault<Span>>,
+    /// How long done, cancelled and expired jobs that name no time stay visible
+    #[arg(long, value_name = "DURATION")]
+    retain: Option<OrDefault<Span>>,
+    /// How many jobs of each of these states it keeps
+    #[arg(long, value_name = "COUNT")]
+    retained_max: Option<OrDefault<u64>>,
     /// Jobs that may wait in it at most; a push behind that is refused
     #[arg(long, value_name = "COUNT")]
     jobs_max: Option<OrDefault<u64>>,
@@ -153,6 +159,8 @@ pub(super) async fn run(command: QueuesCommand) -> Result<(), CliError> {
                 timeout_ms: setting(args.timeout, |time| time.0),
                 dead_max: setting(args.dead_max, |count| count),
                 dead_retention_ms: setting(args.dead_retention, |time| time.0),
+                retain_ms: setting(args.retain, |time| time.0),
+                retained_max: setting(args.retained_max, |count| count),
                 jobs_max: setting(args.jobs_max, |count| count),
                 ..QueueSet::of(args.one.queue)
             };
@@ -185,7 +193,8 @@ async fn purge(args: PurgeArgs) -> Result<(), CliError> {
     let PurgeArgs { yes, one } = args;
     let client = one.connect.connect().await?;
     if !yes && std::io::stdin().is_terminal() {
-        let jobs = client.queue(one.queue.clone()).await?.queue.counters.kept();
+        let counters = client.queue(one.queue.clone()).await?.queue.counters;
+        let jobs = counters.kept() + counters.retained();
         let question = format!("remove {jobs} jobs of {} for good? [y/N] ", one.queue);
         if !output::agreed(&question) {
             output::note("nothing was removed");
@@ -205,6 +214,11 @@ fn shown(reply: &QueueReply) -> String {
         ("timeout", span(settings.timeout_ms)),
         ("dead max", settings.dead_max.map(|count| count.to_string())),
         ("dead retention", span(settings.dead_retention_ms)),
+        ("retain", span(settings.retain_ms)),
+        (
+            "retained max",
+            settings.retained_max.map(|count| count.to_string()),
+        ),
         ("jobs max", settings.jobs_max.map(|count| count.to_string())),
     ];
     let rows = rows.map(|(name, value)| (name, value.unwrap_or_else(|| "default".to_owned())));

@@ -78,6 +78,9 @@ mod tests {
              blocked               0\n\
              leased                0\n\
              dead                  0\n\
+             done_kept             0\n\
+             cancelled_kept        0\n\
+             expired_kept          0\n\
              pushed                0\n\
              done              12345\n\
              cancelled             0\n\

@@ -1,7 +1,7 @@
 //! How jobs, times and counters are shown, as text and as JSON.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ganger_protocol::{Bytes, Timestamp, job::JobView, response::Counters};
+use ganger_protocol::{Bytes, Timestamp, job::JobView, progress::WaitReply, response::Counters};
 use serde_json::Value;
 
 use super::{
@@ -26,11 +26,21 @@ pub(super) fn job_json(job: &JobView) -> Result<Value, CliError> {
     let refused = |error| CliError::failed("cannot write JSON").because(&error);
     let mut value = serde_json::to_value(JobView {
         payload: Bytes::new(),
+        cursor: None,
+        result: None,
         ..job.clone()
     })
     .map_err(refused)?;
     if let Some(fields) = value.as_object_mut() {
         fields.remove("payload");
+        if let Some(cursor) = &job.cursor {
+            let cursor = Value::from(STANDARD.encode(cursor));
+            fields.insert("cursor_base64".to_owned(), cursor);
+        }
+        if let Some(result) = &job.result {
+            let (field, result) = result_json(result);
+            fields.insert(field.to_owned(), result);
+        }
         if !job.payload.is_empty() {
             let (field, payload) = payload_json(job.content_type.as_deref(), &job.payload);
             fields.insert(field.to_owned(), payload);
@@ -66,11 +76,21 @@ pub(super) fn job_text(job: &JobView) -> String {
     if let Some(at) = job.closed_at {
         rows.push(("closed at", time(at)));
     }
+    if let Some(at) = job.kept_until {
+        rows.push(("kept until", time(at)));
+    }
     if let Some(reason) = job.reason {
         rows.push(("reason", format!("{reason:?}").to_lowercase()));
     }
     if let Some(lease) = job.lease {
         rows.push(("lease", lease.to_string()));
+    }
+    if let Some(at) = job.cancel_at {
+        rows.push(("cancelled", format!("its lease is revoked at {}", time(at))));
+    }
+    rows.extend(progress_rows(job.percent, job.note.as_deref()));
+    if let Some(cursor) = &job.cursor {
+        rows.push(("cursor", format!("{} bytes", cursor.len())));
     }
     rows.push(("attempts", job.attempt.to_string()));
     rows.push((
@@ -103,7 +123,64 @@ pub(super) fn job_text(job: &JobView) -> String {
         ));
     }
     rows.push(("payload", payload_text(&job.payload)));
+    if let Some(result) = &job.result {
+        rows.push(("result", payload_text(result)));
+    }
     pairs(&rows)
+}
+
+/// How far a worker has come.
+fn progress_rows(percent: Option<u8>, note: Option<&str>) -> Vec<(&'static str, String)> {
+    let percent = percent.map(|percent| ("progress", format!("{percent} %")));
+    let note = note.map(|note| ("note", note.to_owned()));
+    percent.into_iter().chain(note).collect()
+}
+
+/// What came out of a job, or how it stands.
+pub(super) fn outcome_text(outcome: &WaitReply) -> String {
+    let mut rows = vec![("state", outcome.state.to_string())];
+    if let Some(at) = outcome.closed_at {
+        rows.push(("closed at", time(at)));
+    }
+    rows.extend(progress_rows(outcome.percent, outcome.note.as_deref()));
+    if let Some(reason) = outcome.reason {
+        rows.push(("reason", format!("{reason:?}").to_lowercase()));
+    }
+    if let Some(error) = &outcome.error {
+        rows.push(("error", format!("{}: {}", error.kind, error.message)));
+    }
+    if let Some(result) = &outcome.result {
+        rows.push(("result", payload_text(result)));
+    }
+    pairs(&rows)
+}
+
+/// The same as JSON.
+pub(super) fn outcome_json(outcome: &WaitReply) -> Result<Value, CliError> {
+    let refused = |error| CliError::failed("cannot write JSON").because(&error);
+    let mut value = serde_json::to_value(WaitReply {
+        result: None,
+        ..outcome.clone()
+    })
+    .map_err(refused)?;
+    if let Some(fields) = value.as_object_mut()
+        && let Some(result) = &outcome.result
+    {
+        let (field, result) = result_json(result);
+        fields.insert(field.to_owned(), result);
+    }
+    Ok(value)
+}
+
+/// A result that can be read, and the field that it is shown in. Nothing says what it is: what reads
+/// as JSON is taken for it.
+fn result_json(result: &Bytes) -> (&'static str, Value) {
+    let parsed = serde_json::from_slice(result).ok();
+    match (parsed, std::str::from_utf8(result)) {
+        (Some(value), _) => ("result", value),
+        (None, Ok(text)) => ("result", Value::from(text)),
+        (None, Err(_binary)) => ("result_base64", Value::from(STANDARD.encode(result))),
+    }
 }
 
 /// A payload as it is, or how long it is.
@@ -142,13 +219,16 @@ pub(super) fn jobs_table(jobs: &[JobView]) -> String {
 }
 
 /// The counters that a table shows, in its order.
-pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 14] {
+pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 17] {
     [
         ("ready", counters.ready),
         ("scheduled", counters.scheduled),
         ("blocked", counters.blocked),
         ("leased", counters.leased),
         ("dead", counters.dead),
+        ("done_kept", counters.done_kept),
+        ("cancelled_kept", counters.cancelled_kept),
+        ("expired_kept", counters.expired_kept),
         ("pushed", counters.pushed),
         ("done", counters.done),
         ("cancelled", counters.cancelled),
@@ -200,6 +280,11 @@ pub(super) mod tests {
             lease: None,
             cancel_at: None,
             closed_at: Some(Timestamp(1_700_000_060_500)),
+            kept_until: Some(Timestamp(1_700_000_120_500)),
+            percent: Some(40),
+            note: Some("row 4".to_owned()),
+            cursor: Some(Bytes::from_static(b"\x04")),
+            result: None,
             reason: Some(DeadReason::Attempts),
             attempt: 3,
             failures: 2,
@@ -220,23 +305,27 @@ pub(super) mod tests {
     fn a_job_is_shown_with_everything_that_is_known() {
         assert_eq!(
             job_text(&dead_job()),
-            "id         AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
-             state      dead\n\
-             queue      mail\n\
-             kind       welcome\n\
-             priority   5\n\
-             pushed at  2023-11-14T22:13:20Z\n\
-             closed at  2023-11-14T22:14:20.5Z\n\
-             reason     attempts\n\
-             attempts   3\n\
-             failures   2 of 2\n\
-             losses     1\n\
-             tags       vip\n\
-             batch      10\n\
-             key        tenant:7\n\
-             header     traceparent: 00-1\n\
-             error      2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
-             payload    {\"to\":1}\n"
+            "id          AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n\
+             state       dead\n\
+             queue       mail\n\
+             kind        welcome\n\
+             priority    5\n\
+             pushed at   2023-11-14T22:13:20Z\n\
+             closed at   2023-11-14T22:14:20.5Z\n\
+             kept until  2023-11-14T22:15:20.5Z\n\
+             reason      attempts\n\
+             progress    40 %\n\
+             note        row 4\n\
+             cursor      1 bytes\n\
+             attempts    3\n\
+             failures    2 of 2\n\
+             losses      1\n\
+             tags        vip\n\
+             batch       10\n\
+             key         tenant:7\n\
+             header      traceparent: 00-1\n\
+             error       2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
+             payload     {\"to\":1}\n"
         );
     }
 
@@ -257,6 +346,42 @@ pub(super) mod tests {
         assert_eq!(shown(None, b"text"), (Value::from("text"), Value::Null));
         assert_eq!(shown(None, b"\xff"), (Value::Null, Value::from("/w==")));
         assert_eq!(shown(None, b""), (Value::Null, Value::Null));
+    }
+
+    #[test]
+    fn a_result_is_json_or_text_or_base64() {
+        let shown = |result: &'static [u8]| {
+            let outcome = WaitReply {
+                state: JobState::Done,
+                percent: None,
+                note: None,
+                closed_at: Some(Timestamp(1_700_000_060_500)),
+                result: Some(Bytes::from_static(result)),
+                reason: None,
+                error: None,
+            };
+            let job = JobView {
+                result: outcome.result.clone(),
+                ..dead_job()
+            };
+            let of_job = job_json(&job).unwrap();
+            let value = outcome_json(&outcome).unwrap();
+            assert_eq!(value["result"], of_job["result"]);
+            let text = outcome_text(&outcome);
+            (
+                value["result"].clone(),
+                value["result_base64"].clone(),
+                text,
+            )
+        };
+        let head = "state      done\nclosed at  2023-11-14T22:14:20.5Z\n";
+        let json = (serde_json::json!({ "sum": 6 }), Value::Null);
+        let (value, base64, text) = shown(b"{\"sum\":6}");
+        assert_eq!((value, base64), json);
+        assert_eq!(text, format!("{head}result     {{\"sum\":6}}\n"));
+        assert_eq!(shown(b"six").0, Value::from("six"));
+        assert_eq!(shown(b"\xff").1, Value::from("/w=="));
+        assert!(shown(b"\xff").2.ends_with("result     1 bytes\n"));
     }
 
     #[test]

@@ -372,15 +372,7 @@ impl Worker {
     async fn settle(&self, job: &GrantedJob, outcome: Outcome) -> Result<(), CliError> {
         let (id, lease) = (job.id, job.lease);
         let results = match outcome {
-            Outcome::Ack => {
-                self.client
-                    .ack(vec![AckItem {
-                        job: id,
-                        lease,
-                        result: None,
-                    }])
-                    .await?
-            }
+            Outcome::Ack => self.client.ack(vec![AckItem::of(id, lease)]).await?,
             Outcome::Release(delay_ms) => {
                 self.client
                     .release(vec![ReleaseItem {
@@ -542,6 +534,7 @@ mod tests {
             tags: Vec::new(),
             batch: None,
             key: None,
+            cursor: None,
         }
     }
 

@@ -53,6 +53,7 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
                 if !open.session =>
@@ -66,9 +67,11 @@ impl State {
             | Operation::Fail(_)
             | Operation::Release(_)
             | Operation::Extend(_)
+            | Operation::Progress(_)
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_)
             | Operation::JobGet(_)
+            | Operation::Wait(_)
             | Operation::JobCancel(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
@@ -129,9 +132,11 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::Fail(_)
         | Operation::Release(_)
         | Operation::Extend(_)
+        | Operation::Progress(_)
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::JobGet(_)
+        | Operation::Wait(_)
         | Operation::JobCancel(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
@@ -172,9 +177,10 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 #[cfg(test)]
 mod tests {
     use ganger_protocol::{
-        BatchId, JobId, JobSpec, LeaseId,
+        BatchId, DurationMs, JobId, JobSpec, LeaseId,
         cron::CronSet,
         limit::{LimitList, OneLimit},
+        progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
             Ack, AckItem, Backup, BatchList, BatchName, CronList, CronNames, CronRun, CronShow,
@@ -221,10 +227,15 @@ mod tests {
             Operation::Fail(Fail { leases: vec![] }),
             Operation::Release(Release { leases: vec![] }),
             Operation::Extend(Extend { leases: vec![] }),
+            Operation::Progress(Progress { leases: vec![] }),
             Operation::Heartbeat(Heartbeat {}),
             Operation::Goodbye(Goodbye {}),
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
+            }),
+            Operation::Wait(Wait {
+                job: JobId::from_bytes([0; 24]),
+                wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
             Operation::DeadList(list),
@@ -305,6 +316,7 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "wait",
             "job_cancel",
             "dead_list",
             "dead_revive",
@@ -386,11 +398,7 @@ mod tests {
             .map(|operation| operation.op())
             .collect();
         assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
-        let ack = AckItem {
-            job: JobId::from_bytes([0; 24]),
-            lease: LeaseId(1),
-            result: None,
-        };
+        let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],
             ..Fetch::default()

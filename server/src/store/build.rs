@@ -16,9 +16,9 @@ use ganger_engine::{
     keys::{LaneNumbers, hold_lock},
     queue::DEAD_RETENTION_DEFAULT,
     records::{
-        BatchRecord, Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane,
+        BatchRecord, BlobKind, Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane,
         OutcomeRecord, Place, ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, Timer,
-        TimerKind, UniqueKey, UniqueRecord, blob_parts,
+        TimerKind, UniqueKey, UniqueRecord, blob_parts, bytes_parts,
     },
     settings::pause_timer,
     unique::{Named, is_held},
@@ -151,6 +151,9 @@ impl Builder {
             ready: 0,
             leased: 0,
             dead: 0,
+            done_kept: 0,
+            cancelled_kept: 0,
+            expired_kept: 0,
             ..*counters
         };
         if let Some(at) = queue.paused_until {
@@ -163,7 +166,11 @@ impl Builder {
     }
 
     fn job(&mut self, job: WholeJob) -> Result<(), StoreError> {
-        let WholeJob { mut record, errors } = job;
+        let WholeJob {
+            mut record,
+            errors,
+            result,
+        } = job;
         let (id, queue) = (record.id, self.queue_of(&record));
         self.batches.member(&mut record);
         record.spilled_parts = record.content.as_ref().map_or(0, |it| it.spilled_parts());
@@ -181,6 +188,7 @@ impl Builder {
             self.changes
                 .push(Change::PutError(id, slot, Box::new(error)));
         }
+        self.bytes(&mut record, result);
         record.place = None;
         record.cancel_at = None;
         let counters = self.queues.get_mut(&queue).map(|queue| &mut queue.counters);
@@ -190,7 +198,9 @@ impl Builder {
                 JobState::Blocked => counters.blocked += 1,
                 JobState::Ready | JobState::Leased => counters.ready += 1,
                 JobState::Dead => counters.dead += 1,
-                JobState::Done | JobState::Cancelled | JobState::Expired => {}
+                JobState::Done => counters.done_kept += 1,
+                JobState::Cancelled => counters.cancelled_kept += 1,
+                JobState::Expired => counters.expired_kept += 1,
             }
         }
         self.lock(&mut record)?;
@@ -233,6 +243,22 @@ impl Builder {
         self.built.jobs += 1;
         self.changes.push(Change::PutJob(Box::new(record)));
         Ok(())
+    }
+
+    /// Writes what a job has of blobs that hold bytes.
+    fn bytes(&mut self, record: &mut JobRecord, result: Option<Bytes>) {
+        record.result_parts = result.as_deref().map_or(0, bytes_parts);
+        if let Some(result) = result {
+            let change = Change::PutBytes(record.id, BlobKind::Result, result);
+            self.changes.push(change);
+        }
+        if let Some(progress) = &mut record.progress {
+            progress.cursor_parts = progress.cursor.as_deref().map_or(0, bytes_parts);
+            if let Some(cursor) = &progress.cursor {
+                let change = Change::PutBytes(record.id, BlobKind::Cursor, cursor.clone());
+                self.changes.push(change);
+            }
+        }
     }
 
     /// A job takes the unique key that it held. One that was leased is made to wait again: if its
@@ -323,6 +349,8 @@ impl Builder {
                 backoff: None,
                 dead_max: None,
                 dead_retention_ms: None,
+                retain_ms: None,
+                retained_max: None,
                 counters: Counters::default(),
             });
         }
@@ -461,6 +489,10 @@ impl Builder {
 
 /// Every job that was pushed came to something: what is missing was deleted.
 fn balance(counters: &mut Counters) {
+    // What is retained is a part of what came to its end.
+    counters.done = counters.done.max(counters.done_kept);
+    counters.cancelled = counters.cancelled.max(counters.cancelled_kept);
+    counters.expired = counters.expired.max(counters.expired_kept);
     let known = counters.done + counters.cancelled + counters.expired + counters.kept();
     counters.pushed = counters.pushed.max(known);
     counters.deleted = counters.pushed - known;

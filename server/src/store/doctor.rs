@@ -499,6 +499,14 @@ impl Examiner<'_> {
                 ),
             }
         }
+        for (kind, parts, what) in [
+            (BlobKind::Result, job.result_parts, "its result"),
+            (BlobKind::Cursor, job.cursor_parts(), "its cursor"),
+        ] {
+            if parts > 0 && self.store.bytes_of(&id, kind)?.is_none() {
+                self.find(key, format!("{what} is missing"));
+            }
+        }
         self.count(job.queue, state);
         Ok(())
     }
@@ -760,7 +768,7 @@ impl Examiner<'_> {
         let parts = match (&stored, kind) {
             (Some(StoredJob::Record(job)), BlobKind::Content) => job.spilled_parts,
             (Some(StoredJob::Record(job)), BlobKind::Result) => job.result_parts,
-            (Some(StoredJob::Record(job)), BlobKind::Cursor) => job.cursor_parts,
+            (Some(StoredJob::Record(job)), BlobKind::Cursor) => job.cursor_parts(),
             (Some(StoredJob::Record(job)), BlobKind::Error(slot)) => {
                 let at = usize::from((slot + 10 - job.error_first) % 10);
                 job.error_parts.get(at).copied().unwrap_or(0)
@@ -797,7 +805,9 @@ impl Examiner<'_> {
                 JobState::Ready => counters.ready += 1,
                 JobState::Leased => counters.leased += 1,
                 JobState::Dead => counters.dead += 1,
-                JobState::Done | JobState::Cancelled | JobState::Expired => {}
+                JobState::Done => counters.done_kept += 1,
+                JobState::Cancelled => counters.cancelled_kept += 1,
+                JobState::Expired => counters.expired_kept += 1,
             }
         }
     }
@@ -806,7 +816,7 @@ impl Examiner<'_> {
         let counted = std::mem::take(&mut self.counted);
         for (number, counted) in &counted {
             if !self.queues.contains_key(number) {
-                let jobs = counted.kept();
+                let jobs = counted.kept() + counted.retained();
                 self.find(
                     &Key::queue(*number),
                     format!("it is missing, and has {jobs} jobs"),
@@ -823,6 +833,13 @@ impl Examiner<'_> {
                 ("ready", kept.ready, counted.ready),
                 ("leased", kept.leased, counted.leased),
                 ("dead", kept.dead, counted.dead),
+                ("kept done", kept.done_kept, counted.done_kept),
+                (
+                    "kept cancelled",
+                    kept.cancelled_kept,
+                    counted.cancelled_kept,
+                ),
+                ("kept expired", kept.expired_kept, counted.expired_kept),
             ] {
                 if kept != counted {
                     let name = &queue.name;

@@ -15,7 +15,7 @@ use ganger_protocol::SessionId;
 
 use super::{
     StoreError, batch,
-    coding::{Malformed, Reader, put_varint},
+    coding::{Malformed, Reader, put_bytes, put_varint},
     cron,
     keys::{Key, Meta},
     limit,
@@ -180,6 +180,10 @@ impl Encoder {
             Change::PutError(job, slot, error) => self.put_parts(
                 |part| Key::blob(job, BlobKind::Error(*slot), part),
                 |out| records::put_error(out, error),
+            )?,
+            Change::PutBytes(job, kind, bytes) => self.put_parts(
+                |part| Key::blob(job, *kind, part),
+                |out| put_bytes(out, bytes),
             )?,
             Change::DeleteBlob(job, kind, parts) => {
                 for part in 0..*parts {

@@ -56,6 +56,7 @@ impl Store {
         self.guarded(|| match *need {
             Need::Job { job, content } => self.stored_job(&job, content).map(Fact::Job),
             Need::Errors(job) => self.errors(&job).map(Fact::Errors),
+            Need::Result(job) => self.bytes_of(&job, BlobKind::Result).map(Fact::Bytes),
             Need::Heads {
                 lane,
                 after,
@@ -90,8 +91,8 @@ impl Store {
             }
             Need::Batches { after, max } => self.settled_batches(after, max),
             Need::Run(run) => self.run_entries(&run).map(Fact::Run),
-            Need::OldestDead { queue, max } => {
-                let span = Span::of(Key::closed_jobs(queue, JobState::Dead));
+            Need::OldestClosed { queue, state, max } => {
+                let span = Span::of(Key::closed_jobs(queue, state));
                 let max = usize::try_from(max).unwrap_or(usize::MAX);
                 self.closed_rows(&span, max).map(Fact::Closed)
             }
@@ -289,11 +290,37 @@ impl Store {
         let mut record = records::job(*job, group, body).map_err(damaged(&key))?;
         if content && record.spilled_parts > 0 {
             record.content = self.spilled(job)?;
-            if record.content.is_none() && self.read_value(&key)? == Some(value) {
+            if record.content.is_none() && self.read_value(&key)?.as_ref() == Some(&value) {
                 return Err(damaged(&key)(Malformed("its content is missing")));
             }
         }
+        if let Some(progress) = &mut record.progress
+            && content
+            && progress.cursor_parts > 0
+        {
+            progress.cursor = self.bytes_of(job, BlobKind::Cursor)?;
+            if progress.cursor.is_none() && self.read_value(&key)? == Some(value) {
+                return Err(damaged(&key)(Malformed("its cursor is missing")));
+            }
+        }
         Ok(Some(record))
+    }
+
+    /// The result or the cursor of a job; `None` when it is gone.
+    pub(super) fn bytes_of(
+        &self,
+        job: &JobId,
+        kind: BlobKind,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let key = |part| Key::blob(job, kind, part);
+        let bytes = self.read_parts(key)?.map(|(_, body)| {
+            let mut reader = Reader(&body);
+            let bytes = reader.bytes().map_err(damaged(&key(0)))?;
+            let bytes = Bytes::copy_from_slice(bytes);
+            reader.end().map_err(damaged(&key(0)))?;
+            Ok(bytes)
+        });
+        bytes.transpose()
     }
 
     /// A job: its record, else its entry in its run of birth.

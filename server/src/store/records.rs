@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ganger_engine::records::{
-    Bits, Content, Entry, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun,
-    OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber, QueueRecord, Run,
-    RunKey, SessionRecord, UniqueRecord,
+    Bits, Content, Entry, GroupNumber, HeadRecord, JobProgress, JobRecord, Lane, LeaseRecord,
+    LeftRun, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber, QueueNumber,
+    QueueRecord, Run, RunKey, SessionRecord, UniqueRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, LeaseId, RetryPolicy, SessionId, Timestamp,
@@ -573,6 +573,9 @@ const HOLDS_KEY: u64 = 1 << 16;
 /// Appends the record of a job; its id stands in its key, its group in its header.
 pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
     let inline = job.content.as_ref().filter(|_| job.spilled_parts == 0);
+    let progress = job.progress.as_deref();
+    let percent = progress.and_then(|progress| progress.percent);
+    let note = progress.and_then(|progress| progress.note.as_ref());
     let flags = [
         (RUN_AT, job.run_at.is_some()),
         (PLACE, job.place.is_some()),
@@ -582,8 +585,8 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         (CANCEL_AT, job.cancel_at.is_some()),
         (IN_BATCH, job.batch.is_some()),
         (HOLDS_UNIQUE, job.holds_unique),
-        (PERCENT, job.percent.is_some()),
-        (NOTE, job.note.is_some()),
+        (PERCENT, percent.is_some()),
+        (NOTE, note.is_some()),
         (HOLDS_KEY, job.holds_key),
     ];
     let flags = flags
@@ -612,7 +615,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         put_varint(out, u64::from(*parts));
     }
     out.push(job.error_first);
-    for parts in [job.spilled_parts, job.cursor_parts, job.result_parts] {
+    for parts in [job.spilled_parts, job.cursor_parts(), job.result_parts] {
         put_varint(out, u64::from(parts));
     }
     let times = [
@@ -634,10 +637,10 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
             DeadReason::Poison => 3,
         });
     }
-    if let Some(percent) = job.percent {
+    if let Some(percent) = percent {
         out.push(percent);
     }
-    if let Some(note) = &job.note {
+    if let Some(note) = note {
         put_bytes(out, note.as_bytes());
     }
     if let Some(content) = inline {
@@ -678,15 +681,20 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
             .collect::<Result<_, _>>()?,
         error_first: reader.u8()?,
         spilled_parts: reader.narrow()?,
-        cursor_parts: reader.narrow()?,
+        progress: Some(reader.narrow()?)
+            .filter(|parts| *parts > 0)
+            .map(|cursor_parts| {
+                Box::new(JobProgress {
+                    cursor_parts,
+                    ..JobProgress::default()
+                })
+            }),
         result_parts: reader.narrow()?,
         content: None,
         cancel_at: None,
         batch: None,
         holds_unique: has(HOLDS_UNIQUE),
         holds_key: has(HOLDS_KEY),
-        percent: None,
-        note: None,
     };
     if has(RUN_AT) {
         job.run_at = Some(Timestamp(reader.varint()?));
@@ -712,10 +720,10 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         });
     }
     if has(PERCENT) {
-        job.percent = Some(reader.u8()?);
+        job.progress.get_or_insert_default().percent = Some(reader.u8()?);
     }
     if has(NOTE) {
-        job.note = Some(reader.text()?.to_owned());
+        job.progress.get_or_insert_default().note = Some(reader.text()?.to_owned());
     }
     if has(CONTENT) {
         job.content = Some(Arc::new(content(reader)?));
@@ -1000,6 +1008,8 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
     put_optional(out, queue.timeout_ms.map(|timeout| timeout.0));
     put_optional(out, queue.dead_max);
     put_optional(out, queue.dead_retention_ms.map(|retention| retention.0));
+    put_optional(out, queue.retain_ms.map(|retention| retention.0));
+    put_optional(out, queue.retained_max);
     match &queue.backoff {
         None => out.push(0),
         Some(backoff) => {
@@ -1014,6 +1024,9 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
         counters.ready,
         counters.leased,
         counters.dead,
+        counters.done_kept,
+        counters.cancelled_kept,
+        counters.expired_kept,
         counters.pushed,
         counters.done,
         counters.cancelled,
@@ -1054,6 +1067,8 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
         timeout_ms: optional(&mut reader)?.map(DurationMs),
         dead_max: optional(&mut reader)?,
         dead_retention_ms: optional(&mut reader)?.map(DurationMs),
+        retain_ms: optional(&mut reader)?.map(DurationMs),
+        retained_max: optional(&mut reader)?,
         backoff: match reader.u8()? {
             0 => None,
             1 => Some(Box::new(policy(&mut reader)?)),
@@ -1065,6 +1080,9 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
             ready: reader.varint()?,
             leased: reader.varint()?,
             dead: reader.varint()?,
+            done_kept: reader.varint()?,
+            cancelled_kept: reader.varint()?,
+            expired_kept: reader.varint()?,
             pushed: reader.varint()?,
             done: reader.varint()?,
             cancelled: reader.varint()?,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::records::{
     BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, LimitRecord,
@@ -48,6 +49,8 @@ pub struct WholeJob {
     pub record: JobRecord,
     /// The last errors, oldest first.
     pub errors: Vec<JobError>,
+    /// The result, when it has one.
+    pub result: Option<Bytes>,
 }
 
 /// Where what a store says goes, and what cannot be said.
@@ -244,6 +247,7 @@ impl Teller<'_> {
         self.listener.told(Told::Job(Box::new(WholeJob {
             record,
             errors: Vec::new(),
+            result: None,
         })))
     }
 
@@ -316,11 +320,34 @@ impl Teller<'_> {
                 Err(error) => return Err(error),
             }
         }
+        let result = match record.result_parts {
+            0 => None,
+            _ => self.bytes(&id, BlobKind::Result, "its result is gone")?,
+        };
         if record.state == JobState::Leased {
             record.state = JobState::Ready;
         }
-        self.listener
-            .told(Told::Job(Box::new(WholeJob { record, errors })))
+        self.listener.told(Told::Job(Box::new(WholeJob {
+            record,
+            errors,
+            result,
+        })))
+    }
+
+    /// The bytes of a blob; what is damaged or gone is told.
+    fn bytes(
+        &mut self,
+        id: &JobId,
+        kind: BlobKind,
+        gone: &str,
+    ) -> Result<Option<Bytes>, StoreError> {
+        match self.store.bytes_of(id, kind) {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => self.listener.lost(format!("job {id}: {gone}")),
+            Err(error @ StoreError::Damaged { .. }) => self.listener.lost(describe(&error)),
+            Err(error) => return Err(error),
+        }
+        Ok(None)
     }
 
     fn cron(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {

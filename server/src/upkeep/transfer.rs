@@ -14,8 +14,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use ganger_engine::records::{
-    Content, CronNumber, HeadRecord, JobRecord, Place, QueueNumber, QueueRecord,
+    Content, CronNumber, HeadRecord, JobProgress, JobRecord, Place, QueueNumber, QueueRecord,
 };
 use ganger_protocol::{
     BatchId, CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
@@ -70,7 +71,7 @@ pub struct Transferred {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Export(Begin),
-    Queue(QueueLine),
+    Queue(Box<QueueLine>),
     Job(Box<JobLine>),
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
@@ -107,6 +108,10 @@ struct QueueLine {
     dead_max: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dead_retention_ms: Option<DurationMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retain_ms: Option<DurationMs>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retained_max: Option<u64>,
     #[serde(default)]
     counters: Counters,
 }
@@ -139,6 +144,14 @@ struct JobLine {
     settled_lease: LeaseId,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     errors: Vec<JobError>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    percent: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cursor_base64: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    result_base64: Option<String>,
     /// A payload that is text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     payload: Option<String>,
@@ -244,7 +257,7 @@ impl Listener for Exporter<'_> {
                 let names = (queue.namespace.clone(), queue.name.clone());
                 self.queues.insert(queue.number, names);
                 self.done.queues += 1;
-                self.line(&Line::Queue(queue_line(*queue)));
+                self.line(&Line::Queue(Box::new(queue_line(*queue))));
             }
             Told::Job(job) => {
                 let Some(names) = self.queues.get(&job.record.queue).cloned() else {
@@ -309,6 +322,8 @@ fn queue_line(queue: QueueRecord) -> QueueLine {
         backoff: queue.backoff,
         dead_max: queue.dead_max,
         dead_retention_ms: queue.dead_retention_ms,
+        retain_ms: queue.retain_ms,
+        retained_max: queue.retained_max,
         counters: queue.counters,
     }
 }
@@ -317,7 +332,12 @@ fn job_line(
     job: WholeJob,
     (namespace, queue): (NamespaceName, QueueName),
 ) -> Result<JobLine, serde_json::Error> {
-    let WholeJob { record, errors } = job;
+    let WholeJob {
+        record,
+        errors,
+        result,
+    } = job;
+    let progress = record.progress.as_deref();
     let content = record.content.as_deref();
     let payload = content
         .map(|content| content.payload.clone())
@@ -344,6 +364,10 @@ fn job_line(
         holds_key: record.holds_key,
         settled_lease: record.settled_lease,
         errors,
+        percent: progress.and_then(|it| it.percent),
+        note: progress.and_then(|it| it.note.clone()),
+        cursor_base64: record.cursor().map(|cursor| STANDARD.encode(cursor)),
+        result_base64: result.map(|result| STANDARD.encode(result)),
         payload: text,
         payload_base64: base64,
         spec,
@@ -387,7 +411,7 @@ fn spec_of(record: &JobRecord, content: &Content, queue: QueueName) -> JobSpec {
         batch: content.batch,
         after: content.after.clone(),
         retain_ms: content.retain_ms,
-        ..JobSpec::new(content.kind.clone(), bytes::Bytes::new())
+        ..JobSpec::new(content.kind.clone(), Bytes::new())
     }
 }
 
@@ -462,7 +486,7 @@ impl Importer<'_> {
             let line = serde_json::from_str(&text).map_err(|error| wrong(error.into()))?;
             match line {
                 Line::Export(begin) => self.begin(&begin, number)?,
-                Line::Queue(queue) => self.queue(queue, number)?,
+                Line::Queue(queue) => self.queue(*queue, number)?,
                 Line::Job(job) => self.job(*job, number)?,
                 Line::Cron(cron) => self.cron(*cron, number)?,
                 Line::Batch(batch) => self.batch(*batch, number)?,
@@ -556,6 +580,8 @@ impl Importer<'_> {
             backoff: line.backoff,
             dead_max: line.dead_max,
             dead_retention_ms: line.dead_retention_ms,
+            retain_ms: line.retain_ms,
+            retained_max: line.retained_max,
             counters: line.counters,
         })))?;
         self.done.queues += 1;
@@ -667,6 +693,17 @@ fn whole_job(
         payload: payload.into(),
         ..spec
     });
+    let result = bytes_in("result_base64", line.result_base64)?;
+    let cursor = bytes_in("cursor_base64", line.cursor_base64)?;
+    let has_progress = line.percent.is_some() || line.note.is_some() || cursor.is_some();
+    let progress = has_progress.then(|| {
+        Box::new(JobProgress {
+            percent: line.percent,
+            note: line.note,
+            cursor_parts: 0,
+            cursor,
+        })
+    });
     let place = Place::of_birth(&line.id);
     let packed = ganger_engine::records::PackedJob {
         pushed_at: line.pushed_at,
@@ -679,7 +716,8 @@ fn whole_job(
         priority: priority.unwrap_or(ganger_protocol::limits::PRIORITY_DEFAULT),
         lane: line.lane,
         holds_key: line.holds_key,
-        run_at: run_at.filter(|_| line.state == JobState::Scheduled),
+        // Of dead jobs the queue says anew how long they are kept.
+        run_at: run_at.filter(|_| line.state != JobState::Dead),
         closed_at: line.closed_at,
         reason: line.reason,
         attempt: line.attempt,
@@ -688,12 +726,22 @@ fn whole_job(
         losses_in_row: line.losses_in_row,
         releases: line.releases,
         settled_lease: line.settled_lease,
+        progress,
         ..JobRecord::fresh(line.id, place, packed)
     };
     Ok(WholeJob {
         record,
         errors: line.errors,
+        result,
     })
+}
+
+/// Bytes from base64.
+fn bytes_in(field: &str, base64: Option<String>) -> Result<Option<Bytes>, String> {
+    let bytes = base64.map(|text| STANDARD.decode(text).map(Bytes::from));
+    bytes
+        .transpose()
+        .map_err(|error| format!("{field}: {error}"))
 }
 
 fn invalid(line: u64, what: &str) -> UpkeepError {

@@ -10,7 +10,12 @@ use ganger_protocol::{
 };
 
 use super::{Context, LeasedJob, Worker};
-use crate::{failure::Failure, job::millis, options::ClientOptions};
+use crate::{
+    failure::Failure,
+    job::millis,
+    options::ClientOptions,
+    progress::{IntoJobResult, JobResult},
+};
 
 const CONCURRENCY_DEFAULT: usize = 10;
 
@@ -79,7 +84,9 @@ pub(crate) struct Settings {
 }
 
 /// The future of one attempt.
-pub(crate) struct Attempt(pub(crate) Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>);
+pub(crate) struct Attempt(
+    pub(crate) Pin<Box<dyn Future<Output = Result<JobResult, Failure>> + Send>>,
+);
 
 /// A handler of any type.
 #[derive(Clone)]
@@ -167,8 +174,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// What runs a job. It returns when the attempt is over: `Ok` acks, a [`Failure`] says what
-    /// follows, and a panic is a failure of kind `panic`.
+    /// What runs a job. It returns when the attempt is over: `Ok` acks, with a
+    /// [`JobResult`] when it holds one, a [`Failure`] says what follows, and a panic is a failure of
+    /// kind `panic`.
     ///
     /// ```
     /// # use ganger_client::{ClientOptions, Worker};
@@ -179,12 +187,18 @@ impl WorkerBuilder {
     ///         Ok(())
     ///     });
     /// ```
-    pub fn handler<F, Running>(mut self, handler: F) -> Self
+    pub fn handler<F, Running, Outcome>(mut self, handler: F) -> Self
     where
         F: Fn(LeasedJob, Context) -> Running + Send + Sync + 'static,
-        Running: Future<Output = Result<(), Failure>> + Send + 'static,
+        Running: Future<Output = Result<Outcome, Failure>> + Send + 'static,
+        Outcome: IntoJobResult,
     {
-        let handler = move |job, context| Attempt(Box::pin(handler(job, context)));
+        let handler = move |job, context| {
+            let running = handler(job, context);
+            Attempt(Box::pin(async move {
+                running.await.map(IntoJobResult::into_job_result)
+            }))
+        };
         self.handler = Some(Handler(Arc::new(handler)));
         self
     }

@@ -22,6 +22,7 @@ use crate::{
     client::Client,
     error::Error,
     job::{CONTENT_TYPE_JSON, millis},
+    progress::Progress,
 };
 
 /// A job with the lease under which this attempt runs. Its fields are those of [`GrantedJob`].
@@ -36,16 +37,19 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct LeasedJob(GrantedJob);
 
-/// Why a payload could not be read.
+/// Why a payload, a cursor or a result could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PayloadError {
-    /// It is not the JSON that was expected.
-    #[error("the payload is not the expected JSON")]
+    /// It is not the JSON that was expected, or cannot be written as JSON.
+    #[error("not the expected JSON")]
     Json(#[from] serde_json::Error),
     /// It is not the MessagePack that was expected.
-    #[error("the payload is not the expected MessagePack")]
+    #[error("not the expected MessagePack")]
     MessagePack(#[from] rmp_serde::decode::Error),
+    /// It cannot be written as MessagePack.
+    #[error("cannot be written as MessagePack")]
+    Write(#[from] rmp_serde::encode::Error),
 }
 
 impl LeasedJob {
@@ -69,6 +73,23 @@ impl LeasedJob {
             return Ok(serde_json::from_slice(&self.0.payload)?);
         }
         Ok(rmp_serde::from_slice(&self.0.payload)?)
+    }
+
+    /// The cursor that an earlier attempt left by [`Progress::cursor`], to go on there; `None` for a
+    /// job that begins.
+    ///
+    /// # Errors
+    /// When the cursor has another shape.
+    ///
+    /// ```no_run
+    /// # fn example(job: ganger_client::LeasedJob) -> Result<(), ganger_client::PayloadError> {
+    /// let first_row: u64 = job.read_cursor()?.unwrap_or(0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn read_cursor<T: DeserializeOwned>(&self) -> Result<Option<T>, PayloadError> {
+        let cursor = self.0.cursor.as_deref().map(rmp_serde::from_slice);
+        Ok(cursor.transpose()?)
     }
 
     /// The job as the server sent it.
@@ -202,6 +223,31 @@ impl Context {
         }
         let left = result.timeout_ms.unwrap_or_else(|| item_ms(by));
         Ok(self.extended(sent_at, left))
+    }
+
+    /// Says how far this attempt has come; it is durable when this returns. The deadline does not
+    /// move by it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `lease_lost` when the lease has ended.
+    ///
+    /// ```no_run
+    /// # async fn example(context: ganger_client::Context) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::Progress;
+    ///
+    /// context.progress(Progress::new().percent(25).note("downloaded")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn progress(&self, progress: Progress) -> Result<(), Error> {
+        let item = progress.into_item(self.shared.lease);
+        let mut results = self.shared.client.progress(vec![item]).await?;
+        match results.pop() {
+            None => Err(Error::ReplyShape { op: "progress" }),
+            Some(result) => result
+                .err
+                .map_or(Ok(()), |error| Err(Error::Refused(error))),
+        }
     }
 
     /// Whether the attempt is pointless by now.

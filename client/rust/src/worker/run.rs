@@ -32,6 +32,7 @@ use crate::{
     failure::{Failure, Then},
     in_flight::Answer,
     job::millis,
+    progress::JobResult,
 };
 
 /// How long a worker waits after a refusal that does not say.
@@ -48,7 +49,7 @@ pub(super) struct Run<'a> {
     /// Whether the server has ever accepted this worker.
     connected: bool,
     phase: Phase,
-    handlers: JoinSet<Result<(), Failure>>,
+    handlers: JoinSet<Result<JobResult, Failure>>,
     /// Which lease a task works on.
     leases: HashMap<Id, LeaseId>,
     running: HashMap<LeaseId, Running>,
@@ -327,7 +328,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn ended(&mut self, ended: Result<(Id, Result<(), Failure>), JoinError>) {
+    fn ended(&mut self, ended: Result<(Id, Result<JobResult, Failure>), JoinError>) {
         let counters = &self.worker.counters;
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
@@ -355,10 +356,13 @@ impl<'a> Run<'a> {
             return;
         }
         match result {
-            Ok(()) => {
+            Ok(JobResult { bytes, retain_ms }) => {
                 counters.acked.add(1);
-                let result = None;
-                self.ended.acks.push(AckItem { job, lease, result });
+                self.ended.acks.push(AckItem {
+                    result: bytes,
+                    retain_ms,
+                    ..AckItem::of(job, lease)
+                });
             }
             Err(Failure {
                 then: Then::Release(delay),

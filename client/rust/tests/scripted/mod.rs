@@ -285,6 +285,7 @@ pub fn granted(number: u8, kind: &str) -> GrantedJob {
         tags: Vec::new(),
         batch: None,
         key: None,
+        cursor: None,
     }
 }
 

@@ -7,22 +7,8 @@ use ganger_protocol::{
     response::{CancelResult, ReplyBody},
 };
 
+use super::everywhere;
 use crate::testing::{World, fail_item, job, numbered};
-
-/// Checks the same in one group, over groups, and over restarts; at the end nothing is left.
-fn everywhere(check: impl Fn(&mut World, fn(&mut World))) {
-    for pause in [|_: &mut World| {}, World::commit, World::reopen] {
-        let mut world = World::new();
-        check(&mut world, pause);
-        world.commit();
-        for session in world.sessions() {
-            world.goodbye(session);
-        }
-        world.commit();
-        world.store.check_empty();
-        world.engine.check_drained().unwrap();
-    }
-}
 
 fn cancel_within(world: &mut World, jobs: &[JobId], grace_ms: u64) -> Vec<CancelResult> {
     let cancel = JobCancel {

@@ -174,7 +174,7 @@ fn a_rate_of_a_queue_wakes_who_waits() {
     let worker = world.worker();
     let rate = Rate {
         n: 1,
-        per_ms: DurationMs::from_secs(10),
+        per_ms: DurationMs::from_secs(5),
         burst: None,
     };
     world.limit("queue/work", |set| set.rate = Some(rate));
@@ -184,9 +184,9 @@ fn a_rate_of_a_queue_wakes_who_waits() {
     world.tick();
     assert_eq!(
         world.engine.next_wakeup(world.now),
-        Some(DurationMs::from_secs(10))
+        Some(DurationMs::from_secs(5))
     );
-    world.live(DurationMs::from_secs(10));
+    world.live(DurationMs::from_secs(5));
     assert_eq!(world.waited(waits).expect("a token is free").len(), 1);
 }
 

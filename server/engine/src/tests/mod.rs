@@ -10,9 +10,29 @@ mod leases;
 mod limits;
 mod order;
 mod producers;
+mod progress;
 mod purge;
+mod retention;
 mod retries;
 mod sessions;
 mod settings;
 mod storage;
 mod unique;
+mod waits;
+
+use crate::testing::World;
+
+/// Checks the same in one group, over groups, and over restarts; at the end nothing is left.
+fn everywhere(check: impl Fn(&mut World, fn(&mut World))) {
+    for pause in [|_: &mut World| {}, World::commit, World::reopen] {
+        let mut world = World::new();
+        check(&mut world, pause);
+        world.commit();
+        for session in world.sessions() {
+            world.goodbye(session);
+        }
+        world.commit();
+        world.store.check_empty();
+        world.engine.check_drained().unwrap();
+    }
+}

@@ -165,6 +165,9 @@ pub(super) fn change() -> impl Strategy<Value = Change> {
         1 => (position(), 0_usize..12_000).prop_map(|(at, bytes)| {
             Change::PutContent(job_id(at, 0), content(vec![1; bytes]))
         }),
+        1 => (position(), 0_usize..12_000).prop_map(|(at, bytes)| {
+            Change::PutBytes(job_id(at, 0), BlobKind::Result, vec![2; bytes].into())
+        }),
         1 => (position(), any_error())
             .prop_map(|(at, error)| Change::PutError(job_id(at, 0), 0, Box::new(error))),
         1 => position()

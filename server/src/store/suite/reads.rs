@@ -1,12 +1,13 @@
 //! What the needs of the engine are answered with.
 
+use bytes::Bytes;
 use ganger_engine::{
     change::Change,
     facts::{Fact, HeadEntry, Heads, Need},
     records::{
-        BlobKind, Closed, Entry, GroupNumber, JobRecord, LeaseRecord, OutcomeRange, OutcomeRecord,
-        PackedJob, PartKey, ProducerNumber, Run, SessionRecord, StoredJob, Timer, TimerKind,
-        VALUE_BYTES_MAX, blob_parts,
+        BlobKind, Closed, Entry, GroupNumber, JobProgress, JobRecord, LeaseRecord, OutcomeRange,
+        OutcomeRecord, PackedJob, PartKey, ProducerNumber, Run, SessionRecord, StoredJob, Timer,
+        TimerKind, VALUE_BYTES_MAX, blob_parts, bytes_parts,
     },
 };
 use ganger_protocol::{
@@ -49,9 +50,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         waits_for: 0,
         holds_unique: false,
         holds_key: false,
-        percent: None,
-        note: None,
-        cursor_parts: 0,
+        progress: None,
         result_parts: 0,
     }
 }
@@ -176,6 +175,44 @@ fn a_spilled_content_is_read_where_it_is_asked_for() {
         };
         assert_eq!(left.content, None);
         assert_eq!(store.usage().table_stray_files, 0);
+    });
+}
+
+#[test]
+fn a_cursor_comes_with_the_content_and_a_result_by_itself() {
+    each(|on| {
+        let (store, _) = on.open();
+        for (group, length) in [(1, 20_000), (2, 3)] {
+            let bytes = Bytes::from(vec![group; length]);
+            let mut job = record(1, JobState::Leased);
+            job.result_parts = bytes_parts(&bytes);
+            job.progress = Some(Box::new(JobProgress {
+                cursor_parts: bytes_parts(&bytes),
+                cursor: Some(bytes.clone()),
+                ..JobProgress::default()
+            }));
+            let blobs = [BlobKind::Result, BlobKind::Cursor];
+            let mut changes = vec![put_job(&job)];
+            changes.extend(blobs.map(|kind| Change::DeleteBlob(job.id, kind, 4)));
+            changes.extend(blobs.map(|kind| Change::PutBytes(job.id, kind, bytes.clone())));
+            commit(&store, u64::from(group), changes);
+            for content in [true, false] {
+                let need = Need::Job {
+                    job: job.id,
+                    content,
+                };
+                let Fact::Job(Some(StoredJob::Record(found))) = store.read(&need).unwrap() else {
+                    panic!()
+                };
+                assert_eq!(found.cursor(), content.then_some(&bytes));
+                assert_eq!(found.cursor_parts(), bytes_parts(&bytes));
+            }
+            let result = store.read(&Need::Result(job.id)).unwrap();
+            assert_eq!(result, Fact::Bytes(Some(bytes)));
+            checkpoint(&store);
+        }
+        let nothing = store.read(&Need::Result(job_id(2, 0))).unwrap();
+        assert_eq!(nothing, Fact::Bytes(None));
     });
 }
 
@@ -370,8 +407,9 @@ fn closed_jobs_come_in_pages_from_either_end() {
         assert_eq!(page(Some(3), false, 4), [4, 5]);
         assert_eq!(page(None, true, 4), [5, 4, 3, 2]);
         assert_eq!(page(Some(2), true, 4), [1, 0]);
-        let need = Need::OldestDead {
+        let need = Need::OldestClosed {
             queue: lane().queue,
+            state: JobState::Dead,
             max: 2,
         };
         let oldest = Fact::Closed(vec![row(0), row(1)]);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use ganger_engine::records::{
     ACKS_PER_PART, BatchRecord, Bits, Callback, Content, CronNumber, CronRecord, CronTimes, Entry,
-    GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobRecord, LEASES_PER_PART, Lane, LeaseRecord,
-    LeftRun, LimitRecord, OutcomeRange, OutcomeRecord, PackedJob, Place, ProducerNumber,
-    QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
+    GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobProgress, JobRecord, LEASES_PER_PART, Lane,
+    LeaseRecord, LeftRun, LimitRecord, OutcomeRange, OutcomeRecord, PackedJob, Place,
+    ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
@@ -298,9 +298,14 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
             waits_for: numbers[5],
             holds_unique,
             holds_key: holds_unique && numbers[1] % 2 == 0,
-            percent,
-            note,
-            cursor_parts: parts[0],
+            progress: (percent.is_some() || note.is_some() || parts[0] > 0).then(|| {
+                Box::new(JobProgress {
+                    percent,
+                    note,
+                    cursor_parts: parts[0],
+                    cursor: None,
+                })
+            }),
             result_parts: parts[1],
         }
     })
@@ -410,8 +415,10 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
             prop::option::of(any::<u64>()),
             any::<bool>(),
             prop::option::of(any::<u64>().prop_map(Timestamp)),
+            prop::option::of(duration()),
+            prop::option::of(any::<u64>()),
         ),
-        any::<[u64; 14]>(),
+        any::<[u64; 17]>(),
     )
         .prop_map(
             |(number, namespace, name, paused, timeout_ms, backoff, dead, c)| QueueRecord {
@@ -426,6 +433,8 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                 jobs_max: dead.2,
                 is_purged: dead.3,
                 paused_until: dead.4,
+                retain_ms: dead.5,
+                retained_max: dead.6,
                 counters: Counters {
                     scheduled: c[0],
                     blocked: c[1],
@@ -441,6 +450,9 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                     failed: c[11],
                     lost: c[12],
                     released: c[13],
+                    done_kept: c[14],
+                    cancelled_kept: c[15],
+                    expired_kept: c[16],
                 },
             },
         )
