@@ -104,7 +104,10 @@ impl Test {
             "seq" => self.world.limit(&target, |set| set.sequence = true),
             _ => return,
         };
-        self.limited[key] = true;
+        if !std::mem::replace(&mut self.limited[key], true) {
+            // What was granted without a limit tells nothing of it.
+            self.known.entry(KEYS[key]).or_default().granted_at.clear();
+        }
     }
 
     fn step(&mut self, step: &Step) {
@@ -165,8 +168,6 @@ impl Test {
                 if std::mem::take(&mut self.limited[key]) {
                     self.world.unlimit(&format!("key/{}", KEYS[key])).unwrap();
                     self.is_strict &= KEYS[key] != "seq";
-                    // What was granted without a limit tells nothing of it.
-                    self.known.entry(KEYS[key]).or_default().granted_at.clear();
                 }
             }
             Step::Limit(key) => self.limit(key),
