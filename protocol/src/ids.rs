@@ -255,6 +255,25 @@ impl<'de> Deserialize<'de> for BatchId {
     }
 }
 
+/// A task of the server: what is done to many jobs. Tasks that were started later have higher numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskId(pub u64);
+
+impl FromStr for TaskId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 fn pad_base36(f: &mut fmt::Formatter<'_>, number: u64) -> fmt::Result {
     let mut digits = [0; 13];
     let mut rest = number;

@@ -10,6 +10,7 @@
 //! means is decided in `ganger-engine`; how it travels, in the server's `session`.
 
 pub mod batch;
+pub mod change;
 #[cfg(feature = "codec")]
 pub mod codec;
 pub mod cron;
@@ -21,6 +22,7 @@ pub mod ids;
 pub mod job;
 pub mod limit;
 pub mod limits;
+pub mod list;
 pub mod progress;
 pub mod queue;
 mod read;
@@ -28,6 +30,7 @@ pub mod request;
 pub mod response;
 pub mod retry;
 pub mod scan;
+pub mod task;
 pub mod time;
 mod write;
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     batch::BatchOpen,
+    change::{JobChange, JobDelete},
     cron::CronSet,
     error::{ErrorCode, WireError},
     frame,
@@ -17,10 +18,12 @@ use crate::{
     job::JobSpec,
     limit::{LimitList, LimitSet, OneLimit},
     limits::{self, Limits},
+    list::JobList,
     progress::{Progress, Wait},
     queue::{OneQueue, QueuePause, QueueSet},
     read,
     scan::{ScanError, scan},
+    task::{OneTask, TaskList, TaskStart},
     time::{DurationMs, INTEGER_MAX, Timestamp},
     write,
 };
@@ -97,10 +100,16 @@ operations! {
     Goodbye(Goodbye) = "goodbye",
     /// Shows one job.
     JobGet(JobGet) = "job_get",
+    /// Lists jobs.
+    JobList(Box<JobList>) = "job_list",
     /// Waits until a job is over.
     Wait(Wait) = "wait",
     /// Cancels jobs.
     JobCancel(JobCancel) = "job_cancel",
+    /// Changes time, queue or priority of jobs that wait.
+    JobChange(JobChange) = "job_change",
+    /// Removes jobs that are over for good.
+    JobDelete(JobDelete) = "job_delete",
     /// Lists dead jobs.
     DeadList(DeadList) = "dead_list",
     /// Makes dead jobs ready again.
@@ -153,6 +162,14 @@ operations! {
     LimitShow(OneLimit) = "limit_show",
     /// Lists limits.
     LimitList(LimitList) = "limit_list",
+    /// Starts a task: does something to all jobs of a filter.
+    TaskStart(Box<TaskStart>) = "task_start",
+    /// Shows a task.
+    TaskGet(OneTask) = "task_get",
+    /// Lists tasks.
+    TaskList(TaskList) = "task_list",
+    /// Asks a task to end.
+    TaskCancel(OneTask) = "task_cancel",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -445,7 +462,7 @@ pub struct DeadList {
     pub limit: u32,
 }
 
-fn page() -> u32 {
+pub(crate) fn page() -> u32 {
     100
 }
 
@@ -681,9 +698,13 @@ impl Operation {
                 check_count("leases", 1, limits.items_max, extend.leases.len())?;
                 check_items("leases", &extend.leases, ExtendItem::check)
             }
+            Self::JobList(list) => list.check(),
             Self::Progress(progress) => progress.check(limits),
             Self::Wait(wait) => wait.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
+            Self::TaskStart(start) => start.check(),
+            Self::JobChange(change) => change.check(limits),
+            Self::JobDelete(delete) => check_count("jobs", 1, limits.items_max, delete.jobs.len()),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::DeadRevive(select) | Self::DeadPurge(select) => select.check(limits),
             Self::QueuePause(pause) => pause.check(limits),
@@ -713,6 +734,9 @@ impl Operation {
             | Self::QueueCreate(OneQueue { .. })
             | Self::QueuePurge(OneQueue { .. })
             | Self::QueueDelete(OneQueue { .. })
+            | Self::TaskGet(OneTask { .. })
+            | Self::TaskList(TaskList {})
+            | Self::TaskCancel(OneTask { .. })
             | Self::Stats(Stats {})
             | Self::Backup(Backup { .. }) => Ok(()),
         }
@@ -865,7 +889,12 @@ pub(crate) fn check_count(
     Ok(())
 }
 
-fn check_range(field: &str, min: usize, max: usize, actual: u32) -> Result<(), WireError> {
+pub(crate) fn check_range(
+    field: &str,
+    min: usize,
+    max: usize,
+    actual: u32,
+) -> Result<(), WireError> {
     let (min, max, actual) = (min as u64, max as u64, u64::from(actual));
     if (min..=max).contains(&actual) {
         return Ok(());

@@ -8,18 +8,21 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     batch::BatchView,
+    change::ChangeReply,
     cron::CronView,
     error::WireError,
     frame,
-    ids::{JobId, QueueName, SessionId},
+    ids::{JobId, Kind, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
     limit::{LimitView, LimitsReply},
     limits::Limits,
+    list::JobListReply,
     progress::WaitReply,
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
     scan::scan,
+    task::{TaskView, TasksReply},
     time::{DurationMs, Timestamp},
     write,
 };
@@ -291,6 +294,10 @@ pub struct Counters {
     pub lost: u64,
     /// Leases given back so far.
     pub released: u64,
+    /// Jobs that came from other queues so far.
+    pub moved_in: u64,
+    /// Jobs that went to other queues so far.
+    pub moved_out: u64,
 }
 
 impl Counters {
@@ -323,6 +330,8 @@ impl Counters {
         self.failed += other.failed;
         self.lost += other.lost;
         self.released += other.released;
+        self.moved_in += other.moved_in;
+        self.moved_out += other.moved_out;
     }
 }
 
@@ -383,6 +392,38 @@ pub struct StatsReply {
     pub waiting: u64,
     /// Sums over the queues of the namespace.
     pub counters: Counters,
+    /// What became of the leases of each kind since the start of the server, in the order of their
+    /// names; of the first thousand kinds of a shard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindView>,
+}
+
+/// What became of the leases of a kind since the start of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindView {
+    /// The kind.
+    pub kind: Kind,
+    /// Grants.
+    pub granted: u64,
+    /// Acks.
+    pub done: u64,
+    /// Fails and time-outs.
+    pub failed: u64,
+    /// Of those: after which the job was dead.
+    pub dead: u64,
+}
+
+impl KindView {
+    /// A kind of which nothing was granted.
+    pub fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            granted: 0,
+            done: 0,
+            failed: 0,
+            dead: 0,
+        }
+    }
 }
 
 /// Declares the bodies of replies: a variant, its struct and the operations it answers, in one
@@ -431,10 +472,14 @@ replies! {
         | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
+    /// To `job_list`.
+    JobList(JobListReply) = "job_list",
     /// To `wait`.
     Wait(Box<WaitReply>) = "wait",
     /// To `job_cancel`.
     Cancel(CancelReply) = "job_cancel",
+    /// To `job_change` and `job_delete`.
+    Change(ChangeReply) = "job_change" | "job_delete",
     /// To `dead_list`.
     Jobs(JobsReply) = "dead_list",
     /// To `dead_revive` and `dead_purge`.
@@ -459,6 +504,10 @@ replies! {
     Limit(Box<LimitView>) = "limit_set" | "limit_show",
     /// To `limit_list`.
     Limits(LimitsReply) = "limit_list",
+    /// To `task_start`, `task_get` and `task_cancel`.
+    Task(Box<TaskView>) = "task_start" | "task_get" | "task_cancel",
+    /// To `task_list`.
+    Tasks(TasksReply) = "task_list",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.

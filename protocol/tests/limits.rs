@@ -11,11 +11,13 @@ use ganger_protocol::{
     BatchId, DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp,
     WireError,
     batch::{BatchOpen, EVENT_HEADER},
+    change::{ChangeTo, JobChange, JobDelete},
     cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
     frame,
-    job::{Unique, UniqueOf, UniqueUntil},
+    job::{JobState, Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{self, Limits},
+    list::{JobFilter, JobList},
     progress::{Progress, ProgressItem, Wait},
     queue::QueuePause,
     request::*,
@@ -983,4 +985,113 @@ fn a_resumed_session_names_as_many_leases_as_a_first_frame_can_hold() {
         buffer.len() - frame::HEADER_BYTES
     };
     assert!(encoded(1000) <= limits::FRAME_BYTES_MAX_BEFORE_HELLO);
+}
+
+#[test]
+fn lists_of_jobs_and_their_filters() {
+    let list = |expected, filter: JobFilter| {
+        check(expected, &Operation::JobList(Box::new(JobList::of(filter))));
+    };
+    check_range("limit", 1..=1000, |expected, n| {
+        let list = JobList {
+            limit: u32::try_from(n).unwrap(),
+            ..JobList::of(JobFilter::default())
+        };
+        check(expected, &Operation::JobList(Box::new(list)));
+    });
+    check_range("filter.priority", 0..=9, |expected, n| {
+        list(
+            expected,
+            JobFilter {
+                priority: Some(u8::try_from(n).unwrap()),
+                ..JobFilter::default()
+            },
+        );
+    });
+    let text = |bytes: usize| Some("x".repeat(bytes));
+    for (kind, error, expected) in [
+        (Some(1), None, Ok(())),
+        (Some(100), None, Ok(())),
+        (Some(0), None, Err((BAD, "filter.error_kind"))),
+        (Some(101), None, Err((LARGE, "filter.error_kind"))),
+        (None, Some(256), Ok(())),
+        (None, Some(0), Err((BAD, "filter.error_text"))),
+        (None, Some(257), Err((LARGE, "filter.error_text"))),
+    ] {
+        list(
+            expected,
+            JobFilter {
+                error_kind: kind.and_then(text),
+                error_text: error.and_then(text),
+                ..JobFilter::default()
+            },
+        );
+    }
+    for (since, before, expected) in [
+        (Some(1), Some(2), Ok(())),
+        (Some(2), Some(2), Err((BAD, "filter.before"))),
+        (Some(INTEGER_MAX), None, Ok(())),
+        (Some(INTEGER_MAX + 1), None, Err((BAD, "filter.since"))),
+        (None, Some(INTEGER_MAX + 1), Err((BAD, "filter.before"))),
+    ] {
+        list(
+            expected,
+            JobFilter {
+                since: since.map(Timestamp),
+                before: before.map(Timestamp),
+                ..JobFilter::default()
+            },
+        );
+    }
+    let states = |states: &[JobState]| JobFilter::default().in_states(states);
+    list(Ok(()), states(&JobState::ALL));
+    let twice = states(&[JobState::Ready, JobState::Dead, JobState::Ready]);
+    list(Err((BAD, "filter.states[2]")), twice);
+}
+
+#[test]
+fn changes_and_deletions_of_jobs() {
+    check_length("jobs", 1..=1000, |expected, n| {
+        let jobs = vec![JOB; n];
+        let to = ChangeTo::now();
+        check(
+            expected,
+            &Operation::JobChange(JobChange {
+                jobs: jobs.clone(),
+                to,
+            }),
+        );
+        check(expected, &Operation::JobDelete(JobDelete { jobs }));
+    });
+    let change = |expected, to: ChangeTo| {
+        let jobs = vec![JOB];
+        check(expected, &Operation::JobChange(JobChange { jobs, to }));
+    };
+    change(Err((BAD, "to")), ChangeTo::default());
+    check_range("to.delay_ms", 0..=TEN_YEARS_MS, |expected, ms| {
+        change(expected, ChangeTo::after(DurationMs(ms)));
+    });
+    check_range("to.run_at", 0..=INTEGER_MAX, |expected, at| {
+        change(
+            expected,
+            ChangeTo {
+                run_at: Some(Timestamp(at)),
+                ..ChangeTo::default()
+            },
+        );
+    });
+    check_range("to.priority", 0..=9, |expected, n| {
+        change(
+            expected,
+            ChangeTo {
+                priority: Some(u8::try_from(n).unwrap()),
+                ..ChangeTo::default()
+            },
+        );
+    });
+    let both = ChangeTo {
+        run_at: Some(Timestamp(1)),
+        ..ChangeTo::now()
+    };
+    change(Err((BAD, "to.delay_ms")), both);
 }

@@ -13,16 +13,19 @@ use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, QueueName, QueuePattern, RetryPolicy,
     SessionId, Timestamp,
     batch::BatchOpen,
+    change::{ChangeTo, JobChange, JobDelete},
     cron::{CronSet, Misfire, Overlap},
     frame, fuzzing,
-    ids::Tag,
-    job::{OnConflict, Unique, UniqueOf, UniqueUntil},
+    ids::{Tag, TaskId},
+    job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
+    list::{JobFilter, JobList},
     progress::{Progress, ProgressItem, Wait},
     queue::{OneQueue, QueuePause, QueueSet, Setting},
     request::*,
     retry::Curve,
+    task::{OneTask, TaskAction, TaskList, TaskStart},
     time::INTEGER_MAX,
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -310,6 +313,80 @@ fn select() -> impl Strategy<Value = DeadSelect> {
         })
 }
 
+fn filter() -> impl Strategy<Value = JobFilter> {
+    (
+        (
+            option::of(pattern()),
+            vec(proptest::sample::select(&JobState::ALL), 0..4),
+        ),
+        (option::of(name()), option::of(name()), option::of(name())),
+        (
+            option::of(any::<u64>().prop_map(BatchId)),
+            option::of(any::<u8>()),
+        ),
+        (option::of(".{0,10}"), option::of(".{0,10}")),
+        (option::of(at()), option::of(at())),
+    )
+        .prop_map(
+            |((queue, states), (kind, tag, key), (batch, priority), errors, times)| JobFilter {
+                queue,
+                states,
+                kind,
+                tag,
+                key,
+                batch,
+                priority,
+                error_kind: errors.0,
+                error_text: errors.1,
+                since: times.0,
+                before: times.1,
+            },
+        )
+}
+
+fn job_list() -> impl Strategy<Value = JobList> {
+    (filter(), any::<bool>(), option::of(".{0,40}"), any::<u32>()).prop_map(
+        |(filter, newest_first, cursor, limit)| JobList {
+            filter,
+            newest_first,
+            cursor,
+            limit,
+        },
+    )
+}
+
+fn change_to() -> impl Strategy<Value = ChangeTo> {
+    (
+        option::of(ms()),
+        option::of(at()),
+        option::of(name()),
+        option::of(any::<u8>()),
+    )
+        .prop_map(|(delay_ms, run_at, queue, priority)| ChangeTo {
+            delay_ms,
+            run_at,
+            queue,
+            priority,
+        })
+}
+
+fn task_start() -> impl Strategy<Value = TaskStart> {
+    (
+        filter(),
+        proptest::sample::select(&TaskAction::ALL),
+        option::of(change_to()),
+        option::of(ms()),
+        any::<bool>(),
+    )
+        .prop_map(|(filter, action, to, grace_ms, dry_run)| TaskStart {
+            filter,
+            action,
+            to,
+            grace_ms,
+            dry_run,
+        })
+}
+
 fn batch_open() -> impl Strategy<Value = BatchOpen> {
     let callback = || option::of(job().prop_map(Box::new));
     let parent = (any::<u64>(), job_id(), lease());
@@ -408,6 +485,14 @@ fn operation() -> impl Strategy<Value = Operation> {
                 limit
             })
         ),
+        job_list().prop_map(|list| Operation::JobList(Box::new(list))),
+        (vec(job_id(), 0..4), change_to())
+            .prop_map(|(jobs, to)| Operation::JobChange(JobChange { jobs, to })),
+        vec(job_id(), 0..4).prop_map(|jobs| Operation::JobDelete(JobDelete { jobs })),
+        task_start().prop_map(|start| Operation::TaskStart(Box::new(start))),
+        (0..=INTEGER_MAX).prop_map(|task| Operation::TaskGet(OneTask { task: TaskId(task) })),
+        (0..=INTEGER_MAX).prop_map(|task| Operation::TaskCancel(OneTask { task: TaskId(task) })),
+        Just(Operation::TaskList(TaskList {})),
         select().prop_map(Operation::DeadRevive),
         select().prop_map(Operation::DeadPurge),
         option::of(pattern()).prop_map(|pattern| Operation::QueueList(QueueList { pattern })),

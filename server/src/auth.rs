@@ -24,6 +24,7 @@ use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, QueuePattern, SessionId, Timestamp, WireError,
     batch::BatchEvent,
     request::{Auth, Operation},
+    task::TaskStart,
 };
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -141,6 +142,7 @@ impl Verb {
             | Operation::Heartbeat(_)
             | Operation::Goodbye(_) => Some(Self::Work),
             Operation::JobGet(_)
+            | Operation::JobList(_)
             | Operation::Wait(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
@@ -151,8 +153,14 @@ impl Verb {
             | Operation::BatchList(_)
             | Operation::LimitShow(_)
             | Operation::LimitList(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
-            Operation::JobCancel(_)
+            Operation::TaskStart(_)
+            | Operation::TaskCancel(_)
+            | Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
             | Operation::QueuePause(_)
@@ -529,7 +537,12 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::QueueDelete(one) => named(&one.queue).filter(missing),
         Operation::QueueSet(set) => named(&set.queue).filter(missing),
         // A job may be in any queue.
-        Operation::JobCancel(_) => Some(all()).filter(missing),
+        Operation::JobCancel(_) | Operation::JobChange(_) | Operation::JobDelete(_) => {
+            Some(all()).filter(missing)
+        }
+        Operation::JobList(list) => {
+            Some(list.filter.queue.clone().unwrap_or_else(all)).filter(missing)
+        }
         Operation::DeadList(list) => named(&list.queue).filter(missing),
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select
             .queue
@@ -552,6 +565,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         Operation::LimitDelete(one) | Operation::LimitShow(one) => {
             Some(one.queue.clone().unwrap_or_else(all)).filter(missing)
         }
+        Operation::TaskStart(start) => missing_queue_of_task(start, own),
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
         | Operation::CronDelete(_)
@@ -575,8 +589,29 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::BatchCommit(_)
+        // Of tasks a token sees those that it might have started: see `may_see_task`.
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Backup(_) => None,
     }
+}
+
+/// The first queue that a task reads from or moves to and `own` does not cover.
+fn missing_queue_of_task(start: &TaskStart, own: &[QueuePattern]) -> Option<QueuePattern> {
+    let all = || QueuePattern::Prefix(Arc::from(""));
+    let from = start.filter.queue.clone().unwrap_or_else(all);
+    let to = start.to.as_ref().and_then(|to| to.queue.clone());
+    let mut queues = [Some(from), to.map(QueuePattern::Name)]
+        .into_iter()
+        .flatten();
+    queues.find(|wanted| !own.iter().any(|own| covers(own, wanted)))
+}
+
+/// Whether `identity` might have started this task, as far as queues go.
+pub fn may_see_task(identity: &Identity, start: &TaskStart) -> bool {
+    let own = identity.queues();
+    own.is_none_or(|own| missing_queue_of_task(start, own).is_none())
 }
 
 /// Whether every queue that `wanted` means is meant by `own` too.
@@ -751,8 +786,11 @@ mod tests {
     use ganger_protocol::{
         BatchId, JobId, JobSpec, LeaseId, QueueName,
         batch::BatchOpen,
+        change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        ids::TaskId,
         limit::{LimitList, LimitSet, LimitTarget, OneLimit},
+        list::{JobFilter, JobList},
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
@@ -760,6 +798,7 @@ mod tests {
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, JobCancel, JobGet, Push,
             QueueList, QueueNames, Release, Stats,
         },
+        task::{OneTask, TaskAction, TaskList},
     };
 
     use super::*;
@@ -811,6 +850,9 @@ mod tests {
             cursor: None,
             limit: 1,
         };
+        let jobs = JobList::of(JobFilter::of(name.parse().unwrap()));
+        let task = TaskStart::new(TaskAction::Cancel, jobs.filter.clone());
+        let one_task = OneTask { task: TaskId(1) };
         let select = DeadSelect {
             queue: Some(queue(name)),
             ..DeadSelect::default()
@@ -855,11 +897,27 @@ mod tests {
             (Operation::Heartbeat(Heartbeat {}), Verb::Work),
             (Operation::Goodbye(Goodbye {}), Verb::Work),
             (Operation::JobGet(JobGet { job: id }), Verb::Inspect),
+            (Operation::JobList(Box::new(jobs)), Verb::Inspect),
             (Operation::Wait(wait), Verb::Inspect),
             (Operation::DeadList(list), Verb::Inspect),
             (Operation::QueueList(QueueList { pattern }), Verb::Inspect),
             (Operation::Stats(Stats {}), Verb::Inspect),
             (Operation::JobCancel(JobCancel::new(vec![id])), Verb::Admin),
+            (
+                Operation::JobChange(JobChange {
+                    jobs: vec![id],
+                    to: ChangeTo::queue(queue(name)),
+                }),
+                Verb::Admin,
+            ),
+            (
+                Operation::JobDelete(JobDelete { jobs: vec![id] }),
+                Verb::Admin,
+            ),
+            (Operation::TaskStart(Box::new(task)), Verb::Admin),
+            (Operation::TaskGet(one_task), Verb::Inspect),
+            (Operation::TaskList(TaskList {}), Verb::Inspect),
+            (Operation::TaskCancel(one_task), Verb::Admin),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(pause), Verb::Admin),
@@ -949,8 +1007,8 @@ mod tests {
             ..token("t", &Verb::ALL)
         };
         let identity = login(&mine);
-        // What names no queue but a lease is bound to the session, and a commit to who knows the
-        // batch; ids, totals, cron entries and a backup need all queues.
+        // What names no queue but a lease is bound to the session, a commit to who knows the batch,
+        // a task to who might have started it; ids, totals, cron entries and a backup need all queues.
         let bound = [
             "ack",
             "fail",
@@ -960,11 +1018,16 @@ mod tests {
             "heartbeat",
             "goodbye",
             "batch_commit",
+            "task_get",
+            "task_list",
+            "task_cancel",
         ];
         let for_all = [
             "job_get",
             "wait",
             "job_cancel",
+            "job_change",
+            "job_delete",
             "stats",
             "backup",
             "batch_show",
@@ -984,6 +1047,31 @@ mod tests {
                 let expected = bound.contains(&op) || (own && !needs_all);
                 assert_eq!(allowed, expected, "{op} {name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_task_needs_the_queues_that_it_reads_and_the_one_that_it_moves_to() {
+        let mine = TokenConfig {
+            queues: Some(vec!["mail.*".parse().unwrap()]),
+            ..token("t", &Verb::ALL)
+        };
+        let identity = login(&mine);
+        for (from, to, expected) in [
+            ("mail.eu", None, true),
+            ("mail.*", None, true),
+            ("*", None, false),
+            ("sms", None, false),
+            ("mail.eu", Some("mail.us"), true),
+            ("mail.eu", Some("sms"), false),
+        ] {
+            let mut start =
+                TaskStart::new(TaskAction::Change, JobFilter::of(from.parse().unwrap()));
+            start.to = to.map(|to| ChangeTo::queue(queue(to)));
+            assert_eq!(may_see_task(&identity, &start), expected, "{from} {to:?}");
+            let operation = Operation::TaskStart(Box::new(start));
+            let allowed = authorise(&identity, &operation, &NamespaceName::default());
+            assert_eq!(allowed.is_ok(), expected, "{from} {to:?}");
         }
     }
 

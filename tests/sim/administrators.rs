@@ -1,9 +1,17 @@
-//! Administrators: they look, pause and resume queues, revive and purge dead jobs.
+//! Administrators: they look, pause and resume queues, revive and purge dead jobs, start and delay
+//! jobs that wait, one by one, and start and cancel all of a queue by tasks.
 
+use ganger_engine::command::{Caller, Origin};
 use ganger_protocol::{
+    DurationMs, JobId, QueuePattern,
+    change::{ChangeTo, JobChange},
+    job::JobState,
+    list::JobFilter,
     queue::QueuePause,
     request::{DeadSelect, JobGet, Operation, QueueNames, Stats},
+    task::{TaskAction, TaskStart},
 };
+use ganger_server::driver::bulk::Task;
 
 use crate::{
     clients::Asked,
@@ -18,10 +26,18 @@ impl World {
         }
         let queue = self.rng.usize(..self.plan.queues.len());
         let from = self.administrator(queue);
-        match self.rng.u32(..10) {
+        if self.task.is_some() && self.rng.bool() {
+            return self.task_slice();
+        }
+        match self.rng.u32(..13) {
             0..3 => self.pause(queue, true),
             3..6 => self.pause(queue, false),
             6 | 7 => self.change_dead(queue, &from),
+            10 => self.change_one(queue, &from),
+            11 => {
+                self.begin_task(queue, &from);
+                Ok(())
+            }
             8 => {
                 let known: Vec<usize> = self
                     .history
@@ -86,6 +102,95 @@ impl World {
             presence: self.history.presence(job),
         };
         self.request(from, Operation::JobGet(JobGet { job: id }), asked)
+    }
+
+    /// Starts or delays a job, whether it waits or not.
+    fn change_one(&mut self, queue: usize, from: &From) -> Checked {
+        let live = self.history.live.iter().copied();
+        let known: Vec<(usize, JobId)> = live
+            .filter(|job| self.history.jobs[*job].queue == queue)
+            .filter_map(|job| Some((job, self.history.jobs[job].id?)))
+            .collect();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let (job, id) = known[self.rng.usize(..known.len())];
+        let delay = [0, 0, 500, 30_000][self.rng.usize(..4)];
+        let (group, presence) = (self.open_group(), self.history.presence(job));
+        let operation = self.history.may_change(&[job], false, group);
+        self.trace.note(
+            self.elapsed(),
+            "job {} is changed, to be ready in {} ms",
+            &[job as u64, delay],
+        );
+        let change = JobChange {
+            jobs: vec![id],
+            to: ChangeTo::after(DurationMs(delay)),
+        };
+        let asked = Asked::Change {
+            job,
+            operation,
+            presence,
+        };
+        self.request(from, Operation::JobChange(change), asked)
+    }
+
+    /// Begins to start or to cancel all waiting jobs of a queue; another task ends by it.
+    fn begin_task(&mut self, queue: usize, from: &From) {
+        let action = match self.rng.u32(..3) {
+            0 => TaskAction::Cancel,
+            _ => TaskAction::Change,
+        };
+        let name = QueuePattern::Name(self.plan.queues[queue].name.clone());
+        let filter = JobFilter::of(name).in_states([JobState::Scheduled, JobState::Ready]);
+        let start = TaskStart {
+            to: (action == TaskAction::Change).then(ChangeTo::now),
+            ..TaskStart::new(action, filter)
+        };
+        let origin = Origin {
+            caller: Caller {
+                connection: from.connection,
+                request: 0,
+            },
+            namespace: from.namespace.clone(),
+            session: None,
+            producer: None,
+        };
+        self.trace.note(
+            self.elapsed(),
+            "a task begins over queue {}, cancels: {}",
+            &[queue as u64, u64::from(action == TaskAction::Cancel)],
+        );
+        let task = Task::new(self.now(), origin, start);
+        self.task = Some((queue, action == TaskAction::Cancel, task));
+    }
+
+    /// A slice of the task that runs.
+    fn task_slice(&mut self) -> Checked {
+        let Some((queue, cancels, mut task)) = self.task.take() else {
+            return Ok(());
+        };
+        let live = self.history.live.iter().copied();
+        let own = live.filter(|job| self.history.jobs[*job].queue == queue);
+        let own: Vec<usize> = own.collect();
+        let group = self.open_group();
+        self.history.may_change(&own, cancels, group);
+        let Some((changed, refused)) = self.apply_slice(&mut task)? else {
+            return Ok(());
+        };
+        self.trace.note(
+            self.elapsed(),
+            "a slice of a task over queue {} changes {} jobs",
+            &[queue as u64, changed],
+        );
+        // One whose time has passed and whose timer has not fired is not started any more.
+        if refused > 0 && self.plan.expiring_percent == 0 {
+            return Err(format!("a task was refused for {refused} jobs"));
+        }
+        if !task.is_complete() {
+            self.task = Some((queue, cancels, task));
+        }
+        Ok(())
     }
 
     /// Revives or purges dead jobs, by their ids or the oldest of a queue.

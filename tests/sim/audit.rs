@@ -3,11 +3,13 @@
 
 use ganger_engine::command::Origin;
 use ganger_protocol::{
-    DurationMs, ErrorCode, JobId,
+    DurationMs, ErrorCode, JobId, QueuePattern,
     job::{JobState, JobView},
+    list::JobFilter,
     request::{Fetch, Heartbeat, JobGet, Operation, QueueList, SessionHello},
     response::{Counters, QueueView, ReplyBody},
 };
+use ganger_server::driver::scan::Scan;
 
 use crate::{
     clients::{Asked, Held},
@@ -99,7 +101,8 @@ impl World {
             };
         };
         self.audit_counters(queue, &view, (pushed, live), seen)?;
-        self.audit_dead(queue, &from, seen)
+        self.audit_dead(queue, &from, seen)?;
+        self.audit_lists(queue, &from, seen)
     }
 
     fn audit_counters(
@@ -131,7 +134,11 @@ impl World {
             .all(|(state, count)| is_right(*state, *count))
             && (pushed - self.history.perhaps_void(queue)..=pushed).contains(&counters.pushed)
             && (live - self.history.perhaps_gone(queue)..=live).contains(&counters.kept())
-            && counters.done + counters.deleted + counters.expired + counters.kept()
+            && counters.done
+                + counters.deleted
+                + counters.expired
+                + counters.cancelled
+                + counters.kept()
                 == counters.pushed
             && counters.done >= self.history.acked(queue);
         if !is_consistent {
@@ -186,6 +193,44 @@ impl World {
                 "I13: queue {queue} lists as dead {listed:?}, dead are {dead:?}"
             )),
         }
+    }
+
+    /// The list of each state has the jobs that are in it, each once, and no others.
+    fn audit_lists(&mut self, queue: usize, from: &From, seen: &[(usize, JobState)]) -> Checked {
+        let pattern = QueuePattern::Name(self.plan.queues[queue].name.clone());
+        let newest_first = self.rng.bool();
+        for state in JobState::ALL {
+            let filter = JobFilter::of(pattern.clone()).in_states([state]);
+            let mut scan = Scan::new(from.namespace.clone(), filter, newest_first);
+            let mut listed: Vec<JobId> = Vec::new();
+            while !scan.is_complete() {
+                let jobs_max = self.rng.usize(1..20);
+                let now = self.clock.now();
+                let Some(core) = self.core_mut() else {
+                    return Ok(());
+                };
+                match scan.slice(core, now, jobs_max) {
+                    Ok(jobs) => listed.extend(jobs.iter().map(|job| job.id)),
+                    Err(error) => return self.failed(&error),
+                }
+            }
+            // Of some it is not known that they exist: neither their push nor a grant was told.
+            listed.retain(|id| self.history.job_of(*id).is_some());
+            let own = seen
+                .iter()
+                .filter(|(job, own)| *own == state && self.history.jobs[*job].queue == queue);
+            let mut own: Vec<JobId> = own
+                .filter_map(|(job, _)| self.history.jobs[*job].id)
+                .collect();
+            listed.sort_unstable();
+            own.sort_unstable();
+            if listed != own {
+                return Err(format!(
+                    "I13: queue {queue} lists as {state} {listed:?}, {state} are {own:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// I17: trouble is over. Everything that was pushed comes to its end.

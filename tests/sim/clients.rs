@@ -47,6 +47,12 @@ pub enum Asked {
         queue: usize,
         operation: u64,
     },
+    /// A job is started or delayed.
+    Change {
+        job: usize,
+        operation: u64,
+        presence: Presence,
+    },
     Cron(AskedCron),
     Batch(AskedBatch),
     Anything,

@@ -52,6 +52,8 @@ pub struct Job {
     not_before: Option<(u64, Stretch)>,
     /// Whether it had to wait for its time when it was pushed.
     was_delayed: bool,
+    /// The last request that may have given it another time.
+    changed: u64,
     last: Last,
     doubts: Vec<Doubt>,
     pub over: Option<Over>,
@@ -569,6 +571,7 @@ impl Job {
             id: None,
             not_before: None,
             was_delayed: false,
+            changed: 0,
             last: Last::Nothing,
             doubts: Vec::new(),
             over: None,

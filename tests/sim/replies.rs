@@ -105,6 +105,19 @@ impl World {
                 Ok(ReplyBody::Done(_)) => self.history.pause_told(queue, operation),
                 other => Err(format!("a pause was answered by {other:?}")),
             },
+            Asked::Change {
+                job,
+                operation,
+                presence,
+            } => match result {
+                Ok(ReplyBody::Change(reply)) if reply.results.len() == 1 => {
+                    let stretch = self.clock.stretch();
+                    let result = &reply.results[0];
+                    self.history
+                        .change_told((job, presence), result, operation, (group, stretch))
+                }
+                other => Err(format!("a change was answered by {other:?}")),
+            },
             Asked::Cron(asked) => self.cron_reply(asked, result),
             Asked::Batch(asked) => self.batch_reply(asked, result),
             Asked::Anything => result.map(|_| ()).map_err(|error| format!("{error:?}")),

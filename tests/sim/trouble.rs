@@ -97,6 +97,8 @@ impl World {
 
     fn crash(&mut self, end: End) -> Checked {
         let mono = self.clock.now().mono.0;
+        // A task ends with its server.
+        self.task = None;
         let Some(server) = self.server.take() else {
             return Ok(());
         };

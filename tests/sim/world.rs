@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use fastrand::Rng;
 use ganger_engine::{
-    command::{Caller, Command, ConnectionId, Origin, Producer, Reply, SessionOpened},
+    command::{Caller, Command, ConnectionId, Now, Origin, Producer, Reply, SessionOpened},
     records::GroupNumber,
 };
 use ganger_protocol::{
@@ -16,7 +16,7 @@ use ganger_protocol::{
     response::{Notice, ReplyBody},
 };
 use ganger_server::{
-    driver::{Core, Released},
+    driver::{Core, Released, bulk::Task},
     store::{CheckpointProgress, Store, StoreOptions, memory::MemoryDisk},
 };
 
@@ -58,6 +58,8 @@ pub struct World {
     pub fetches: usize,
     /// Leases of the fetches that drain.
     pub drained: Vec<Held>,
+    /// The task that runs: of which queue, whether it cancels.
+    pub task: Option<(usize, bool, Task)>,
 }
 
 /// A process of the server.
@@ -140,6 +142,7 @@ impl World {
             has_withheld: false,
             fetches: 0,
             drained: Vec::new(),
+            task: None,
         };
         world.history.is_steady = !world.plan.has_jumps;
         world.start()?;
@@ -419,6 +422,36 @@ impl World {
         self.server
             .as_ref()
             .map_or(0, |server| server.core.engine().leases())
+    }
+
+    /// Applies a slice of a task: how many jobs it changed and could not change; `None` when the
+    /// server failed meanwhile.
+    pub fn apply_slice(&mut self, task: &mut Task) -> Checked<Option<(u64, usize)>> {
+        let now = self.clock.now();
+        let Some(server) = &mut self.server else {
+            return Ok(None);
+        };
+        let context = Context {
+            by: None,
+            group: server.core.engine().open_group().0,
+            had_withheld: true,
+        };
+        match task.slice(&mut server.core, now) {
+            Ok(progress) => {
+                self.take(progress.released, context)?;
+                self.has_withheld |= self.fetches > 0;
+                Ok(Some((progress.changed, progress.refusals.len())))
+            }
+            Err(error) => self.failed(&error).map(|()| None),
+        }
+    }
+
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    pub fn core_mut(&mut self) -> Option<&mut Core> {
+        self.server.as_mut().map(|server| &mut server.core)
     }
 
     pub fn store(&self) -> Option<(Arc<Store>, &Core)> {

@@ -225,3 +225,31 @@ fn a_lease_of_another_namespace_is_not_known() {
     let reply = worker.ok("ack", json!({ "leases": [lease(&job)] }));
     assert_eq!(reply["results"], json!([{}]));
 }
+
+#[test]
+fn what_became_of_each_kind_is_counted_since_the_start_of_the_server() {
+    let server = InProcess::start();
+    let mut worker = Connection::worker(server.address);
+    for kind in ["good", "bad", "good"] {
+        worker.push(json!({ "kind": kind, "max_attempts": 1 }));
+    }
+    for _ in 0..3 {
+        let job = worker.wait("default");
+        let op = if job["kind"] == "good" { "ack" } else { "fail" };
+        worker.ok(op, json!({ "leases": [lease(&job)] }));
+    }
+    let stats = worker.ok("stats", json!({}));
+    assert_eq!(
+        stats["kinds"],
+        json!([
+            { "kind": "bad", "granted": 1, "done": 0, "failed": 1, "dead": 1 },
+            { "kind": "good", "granted": 2, "done": 2, "failed": 0, "dead": 0 },
+        ])
+    );
+    let (mut elsewhere, _) = Connection::hello(server.address, json!({ "namespace": "n" }));
+    assert_eq!(elsewhere.ok("stats", json!({})).get("kinds"), None);
+    let server = server.restart();
+    let stats = Connection::open(server.address).ok("stats", json!({}));
+    assert_eq!(stats.get("kinds"), None);
+    assert_eq!(stats["counters"]["done"], 2);
+}

@@ -221,6 +221,9 @@ impl InFlight {
             | Operation::JobGet(_)
             | Operation::Wait(_)
             | Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -247,6 +250,10 @@ impl InFlight {
             | Operation::LimitDelete(_)
             | Operation::LimitShow(_)
             | Operation::LimitList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -707,10 +714,13 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::Backup(_)
         | Operation::BatchOpen(_)
         | Operation::CronRun(_)
+        | Operation::TaskStart(_)
         | Operation::QueuePurge(_)
         | Operation::QueueDelete(_)
         | Operation::LimitDelete(_)
         | Operation::CronDelete(_) => false,
+        // A delay would be counted from the second time.
+        Operation::JobChange(change) => change.to.delay_ms.is_none_or(|delay| delay.0 == 0),
         // By id it is the same jobs again; of a queue it would be the next ones.
         Operation::DeadRevive(select) | Operation::DeadPurge(select) => select.queue.is_none(),
         Operation::Hello(_)
@@ -725,6 +735,8 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::JobGet(_)
         | Operation::Wait(_)
         | Operation::JobCancel(_)
+        | Operation::JobDelete(_)
+        | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::QueueList(_)
         | Operation::QueuePause(_)
@@ -743,6 +755,9 @@ fn is_repeatable(operation: &Operation) -> bool {
         | Operation::LimitSet(_)
         | Operation::LimitShow(_)
         | Operation::LimitList(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_) => true,
     }
 }
@@ -766,6 +781,9 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::JobGet(_)
         | Operation::Wait(_)
         | Operation::JobCancel(_)
+        | Operation::JobChange(_)
+        | Operation::JobDelete(_)
+        | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
         | Operation::DeadPurge(_)
@@ -792,6 +810,10 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::LimitDelete(_)
         | Operation::LimitShow(_)
         | Operation::LimitList(_)
+        | Operation::TaskStart(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

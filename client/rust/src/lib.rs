@@ -62,6 +62,7 @@ mod failure;
 mod handshake;
 mod in_flight;
 mod job;
+mod jobs;
 mod limits;
 mod options;
 mod progress;

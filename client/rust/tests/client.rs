@@ -565,6 +565,7 @@ async fn a_producer_that_was_idle_for_long_is_replaced_before_the_server_forgets
 
 fn stats_reply() -> StatsReply {
     StatsReply {
+        kinds: Vec::new(),
         version: "0".to_owned(),
         uptime_ms: ganger_client::protocol::DurationMs(1),
         queues: 0,

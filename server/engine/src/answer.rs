@@ -88,17 +88,16 @@ impl Engine {
         facts: &Facts,
         outcome: &mut Outcome,
     ) -> ReplyBody {
+        let queues = release.leases.iter();
+        let queues = queues.filter_map(|item| Some(self.leases.find(&item.job)?.queue));
+        let queues: Vec<QueueNumber> = queues.collect();
         // The last one is put at the head first, so that the first one ends up before it.
         let items = release.leases.iter().rev();
         let mut results: Vec<LeaseResult> = items
             .map(|item| self.release_one(now, origin, item, facts))
             .collect();
         results.reverse();
-        let queues = release
-            .leases
-            .iter()
-            .map(|item| QueueNumber(item.job.birth().queue));
-        self.offer_all(now, queues, outcome);
+        self.offer_all(now, queues.into_iter(), outcome);
         ReplyBody::Lease(LeaseReply { results })
     }
 
@@ -143,6 +142,7 @@ impl Engine {
                 .delete_blob(item.job, BlobKind::Content, lease.spilled_parts);
         }
         self.count(lease.queue, Some(JobState::Leased), Some(JobState::Done));
+        self.kinds.count(lease.kind, |kind| kind.done += 1);
         if let Some((batch, before)) = membership {
             self.move_member(now, Some(batch), before, Standing::Done);
         }
@@ -224,6 +224,10 @@ impl Engine {
                 Next::Scheduled(now.wall.plus(self.backoff_delay(&record, earlier)))
             }
         };
+        self.kinds.count(lease.kind, |kind| {
+            kind.failed += 1;
+            kind.dead += u64::from(matches!(next, Next::Dead(_)));
+        });
         let is_kept = match next {
             Next::Deleted => false,
             Next::Cancelled => self.retention_of(&record) > DurationMs::ZERO,

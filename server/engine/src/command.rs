@@ -80,6 +80,8 @@ pub enum Command {
     /// [`Operation::check`](ganger_protocol::request::Operation::check). `hello` is the listener's
     /// and never comes here.
     Request(Origin, Operation),
+    /// What a task does to some jobs by their ids. Answered in [`Outcome::answer`].
+    Bulk(Origin, Operation),
     /// Opens or resumes a session; the secret was verified. Answered in [`Outcome::session`].
     OpenSession {
         /// Who asks.
@@ -111,6 +113,8 @@ pub struct Outcome {
     pub notices: Vec<(ConnectionId, Notice)>,
     /// Batches that nobody committed, closed by their deadline.
     pub lapsed: Vec<(NamespaceName, BatchId)>,
+    /// Answers [`Command::Bulk`].
+    pub answer: Option<Result<ReplyBody, WireError>>,
     /// Answers [`Command::OpenSession`].
     pub session: Option<SessionOpened>,
 }

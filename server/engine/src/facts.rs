@@ -110,6 +110,8 @@ pub enum Stage {
     Runs(Option<RunKey>),
     /// Records of jobs that were born in the queue.
     Jobs(Option<JobId>),
+    /// Records of all jobs: some that were born elsewhere may have been moved into the queue.
+    Guests(Option<JobId>),
     /// Rows of closed jobs of the queue.
     Closed(Option<Closed>),
 }
@@ -121,6 +123,8 @@ pub enum Remain {
     Run(RunKey, Vec<HeadRow>),
     /// The record of a job that was born there; it may live elsewhere.
     Job(Box<JobRecord>),
+    /// The record of any job, when it is in the queue and was born elsewhere.
+    Guest(JobId, Option<Box<JobRecord>>),
     /// A row of a closed job; no record when that is gone.
     Closed(Closed, Option<Box<JobRecord>>),
 }
@@ -131,6 +135,7 @@ impl Remain {
         match self {
             Self::Run(run, _) => Stage::Runs(Some(*run)),
             Self::Job(record) => Stage::Jobs(Some(record.id)),
+            Self::Guest(job, _) => Stage::Guests(Some(*job)),
             Self::Closed(row, _) => Stage::Closed(Some(*row)),
         }
     }
@@ -238,6 +243,16 @@ impl Facts {
     /// Everything that was answered.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Need, &Fact)> {
         self.0.iter()
+    }
+
+    /// About how many bytes the contents of its jobs take.
+    pub fn content_bytes(&self) -> usize {
+        let contents = self.0.values().filter_map(|fact| match fact {
+            Fact::Job(Some(StoredJob::Record(record))) => record.content.as_ref(),
+            Fact::Job(Some(StoredJob::Packed { job, .. })) => job.content.as_ref(),
+            _ => None,
+        });
+        contents.map(|content| content.bound_bytes()).sum()
     }
 
     /// Whether a need is answered.

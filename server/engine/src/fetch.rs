@@ -285,6 +285,7 @@ impl Engine {
         else {
             return;
         };
+        let kind = self.kinds.granted(&owner.record.namespace, &content.kind);
         let (name, default) = (owner.record.name.clone(), owner.record.timeout_ms);
         let retains = content.retain_ms.or(owner.record.retain_ms).is_some();
         let timeout_ms = content.timeout_ms.or(default).unwrap_or(TIMEOUT_DEFAULT);
@@ -315,6 +316,7 @@ impl Engine {
                 place: Some(place),
                 has_record,
                 spilled_parts,
+                kind,
                 attempt,
                 lane,
                 key,

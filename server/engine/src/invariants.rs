@@ -104,7 +104,8 @@ impl Engine {
             let over = counters.done + counters.cancelled + counters.expired + counters.deleted;
             let live = counters.scheduled + counters.blocked + counters.ready + counters.leased;
             let name = &queue.record.name;
-            if counters.pushed != over + live + counters.dead {
+            let come = counters.pushed + counters.moved_in;
+            if come != over + live + counters.dead + counters.moved_out {
                 return Err(format!("I12: queue {name} does not add up: {counters:?}"));
             }
             let known = leased

@@ -7,6 +7,7 @@ use ganger_protocol::{BatchId, JobId, LeaseId, SessionId, Timestamp};
 
 use crate::{
     command::Mono,
+    kinds::KindNumber,
     records::{PartKey, Place, QueueNumber, UniqueKey},
 };
 
@@ -23,6 +24,8 @@ pub(crate) struct Lease {
     pub(crate) has_record: bool,
     /// Parts of its spilled content.
     pub(crate) spilled_parts: u16,
+    /// Its kind, in the table of those that are counted.
+    pub(crate) kind: KindNumber,
     /// Which grant of the job it is.
     pub(crate) attempt: u32,
     /// The lane of the key of its job; 0: it has none.
@@ -128,6 +131,11 @@ impl Leases {
     pub(crate) fn timed_out(&self, now: Mono, max: usize) -> Vec<JobId> {
         let due = self.deadlines.iter().take_while(|(at, ..)| *at <= now);
         due.take(max).map(|(.., job)| *job).collect()
+    }
+
+    /// All of them by deadline.
+    pub(crate) fn deadlines(&self) -> &BTreeSet<(Mono, LeaseId, JobId)> {
+        &self.deadlines
     }
 
     pub(crate) fn count(&self) -> usize {

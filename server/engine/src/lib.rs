@@ -12,7 +12,9 @@
 //! | `group` | the open group |
 //! | `queue`, `window` | ready jobs in order, heads in memory |
 //! | `push`, `fetch`, `answer`, `dead`, `look` | one operation each |
-//! | `lease`, `session`, `waiters`, `schedule`, `backoff` | state behind them |
+//! | `list` | which jobs a list means, and on which index they are found |
+//! | `lease`, `session`, `waiters`, `schedule`, `backoff`, `kinds` | state behind them |
+//! | `reschedule` | jobs that wait go to another time, queue or priority; those that are over are deleted |
 //! | `progress`, `retention`, `waits` | how far a job has come; how long one that is over is kept; who waits for its end |
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
@@ -38,9 +40,11 @@ mod group;
 mod invariants;
 pub mod job;
 pub mod keys;
+mod kinds;
 pub mod lanes;
 mod lease;
 mod limits;
+pub mod list;
 mod look;
 #[cfg(test)]
 mod model;
@@ -51,6 +55,7 @@ mod push;
 pub mod queue;
 pub mod records;
 mod recover;
+mod reschedule;
 mod retention;
 mod schedule;
 mod session;
@@ -85,6 +90,7 @@ use self::{
     facts::{Fact, Facts, Need},
     group::OpenGroup,
     keys::Keys,
+    kinds::Kinds,
     lanes::SPILLS_MAX,
     lease::{Answer, Leases},
     limits::Limits as JobLimits,
@@ -197,6 +203,7 @@ pub struct Engine {
     /// Leases that still live, by the record that speaks of them.
     lease_parts: BTreeMap<PartKey, u32>,
     leases: Leases,
+    kinds: Kinds,
     sessions: Sessions,
     waiters: Waiters,
     waits: Waits,
@@ -229,7 +236,7 @@ impl Engine {
     /// driver reads it, hands it in, and asks again until there is nothing more.
     pub fn needs(&mut self, now: Now, command: &Command, facts: &Facts) -> Vec<Need> {
         let mut needs = match command {
-            Command::Request(origin, operation) => {
+            Command::Request(origin, operation) | Command::Bulk(origin, operation) => {
                 self.needs_of_operation(now, origin, operation, facts)
             }
             Command::OpenSession { hello, .. } => self.needs_to_open(hello),
@@ -273,6 +280,10 @@ impl Engine {
                     Ok(None) => {}
                     Err(error) => self.reply(caller, Err(error), &mut outcome),
                 }
+            }
+            Command::Bulk(origin, operation) => {
+                let answer = self.request(now, origin, operation, facts, &mut outcome);
+                outcome.answer = answer.transpose();
             }
             Command::OpenSession { origin, hello } => {
                 outcome.session = Some(self.open_session(now, &origin, hello, facts, &mut outcome));
@@ -409,6 +420,16 @@ impl Engine {
                 jobs.flat_map(|job| self.needs_to_cancel(*job, facts))
                     .collect()
             }
+            Operation::JobChange(change) => {
+                let jobs = change.jobs.iter();
+                jobs.flat_map(|job| self.needs_to_withdraw(*job, facts))
+                    .collect()
+            }
+            Operation::JobDelete(delete) => {
+                let jobs = delete.jobs.iter();
+                jobs.filter_map(|job| self.need_of_removal(*job, facts))
+                    .collect()
+            }
             Operation::DeadRevive(select) => self.needs_of_dead(origin, select, true, facts),
             Operation::DeadPurge(select) => self.needs_of_dead(origin, select, false, facts),
             Operation::BatchOpen(open) => self.needs_to_join(open.parent.into_iter(), open.by),
@@ -422,6 +443,11 @@ impl Engine {
             | Operation::LimitList(_) => Vec::new(),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
+            | Operation::JobList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
@@ -473,6 +499,8 @@ impl Engine {
             Operation::JobGet(get) => self.job_view(&origin, get.job, facts)?,
             Operation::Wait(wait) => return self.wait(now, &origin, wait, facts),
             Operation::JobCancel(cancel) => self.job_cancel(now, &origin, &cancel, facts, outcome),
+            Operation::JobChange(change) => self.job_change(now, &origin, &change, facts, outcome),
+            Operation::JobDelete(delete) => self.job_delete(now, &origin, &delete, facts),
             Operation::DeadRevive(select) => self.revive(now, &origin, &select, facts, outcome)?,
             Operation::DeadPurge(select) => self.purge_dead(now, &origin, &select, facts)?,
             Operation::QueueList(list) => self.queue_list(&origin, &list),
@@ -499,7 +527,14 @@ impl Engine {
             Operation::LimitShow(one) => self.limit_show(&origin, &one)?,
             Operation::LimitList(list) => self.limit_list(&origin, &list)?,
             Operation::Stats(_) => self.stats(now, &origin),
-            Operation::Hello(_) | Operation::DeadList(_) | Operation::Backup(_) => {
+            Operation::Hello(_)
+            | Operation::JobList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
+            | Operation::DeadList(_)
+            | Operation::Backup(_) => {
                 return Err(WireError::new(
                     ErrorCode::BadRequest,
                     "this operation does not belong to the engine",

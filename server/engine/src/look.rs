@@ -2,7 +2,7 @@
 
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, QueueName, WireError,
-    job::JobState,
+    job::{JobState, JobView},
     limits::ERRORS_KEPT,
     request::QueueList,
     response::{Counters, HeartbeatReply, QueuesReply, ReplyBody, StatsReply},
@@ -13,7 +13,7 @@ use crate::{
     command::{Now, Origin},
     facts::{Fact, Facts, Need},
     queue::Queue,
-    records::QueueNumber,
+    records::{JobRecord, QueueNumber},
 };
 
 impl Engine {
@@ -29,29 +29,36 @@ impl Engine {
         if queue.record.namespace != origin.namespace {
             return Err(gone());
         }
-        let mut view = record.view(queue.record.name.clone()).ok_or_else(gone)?;
+        let mut view = self.shown(&record, facts).ok_or_else(gone)?;
         view.payload = record
             .content
             .as_ref()
             .map(|it| it.payload.clone())
             .unwrap_or_default();
-        if let Some(lease) = self.leases.find(&job) {
+        view.cursor = record.cursor().cloned();
+        view.result = self.result_of(&record, facts);
+        Ok(ReplyBody::Job(Box::new(view)))
+    }
+
+    /// A job as a person sees it, without its payload; with its errors, when they were read.
+    pub(crate) fn shown(&self, record: &JobRecord, facts: &Facts) -> Option<JobView> {
+        let queue = self.queues.find(record.queue)?;
+        let mut view = record.view(queue.record.name.clone())?;
+        if let Some(lease) = self.leases.find(&record.id) {
             view.state = JobState::Leased;
             view.lease = Some(lease.number);
             view.attempt = lease.attempt;
         }
-        view.cursor = record.cursor().cloned();
-        view.result = self.result_of(&record, facts);
-        if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(job)) {
+        if let Some(Fact::Errors(errors)) = facts.find(&Need::Errors(record.id)) {
             view.errors.clone_from(errors);
+            let open = record
+                .error_slots()
+                .filter_map(|(slot, _)| self.group.error(record.id, slot));
+            view.errors.extend(open.cloned());
+            let surplus = view.errors.len().saturating_sub(ERRORS_KEPT);
+            view.errors.drain(..surplus);
         }
-        let open = record
-            .error_slots()
-            .filter_map(|(slot, _)| self.group.error(job, slot));
-        view.errors.extend(open.cloned());
-        let surplus = view.errors.len().saturating_sub(ERRORS_KEPT);
-        view.errors.drain(..surplus);
-        Ok(ReplyBody::Job(Box::new(view)))
+        Some(view)
     }
 
     pub(crate) fn queue_list(&self, origin: &Origin, list: &QueueList) -> ReplyBody {
@@ -84,6 +91,7 @@ impl Engine {
             sessions: self.sessions.count() as u64,
             waiting: self.waiters.count() as u64,
             counters,
+            kinds: self.kinds.of(&origin.namespace),
         }))
     }
 

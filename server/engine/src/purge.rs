@@ -187,7 +187,13 @@ impl Engine {
         let mut record = queue.record.clone();
         record.is_purged = true;
         record.paused_until = None;
-        record.counters = Counters::default();
+        // Whether jobs of other queues came into it is all that the sweep asks of them.
+        let moved = record.counters.moved_in;
+        record.counters = Counters {
+            moved_in: moved,
+            moved_out: moved,
+            ..Counters::default()
+        };
         self.group.queues.insert(number);
         self.group.operations += 1;
         self.sweeps.insert(record, self.group.number);
@@ -290,11 +296,13 @@ impl Engine {
                     HeadEntry::Packed(_) => None,
                 }))
                 .collect(),
-            Remain::Job(record) | Remain::Closed(_, Some(record)) => {
+            Remain::Job(record)
+            | Remain::Guest(_, Some(record))
+            | Remain::Closed(_, Some(record)) => {
                 let unique = own(record.id, record.content.as_deref());
                 unique.into_iter().chain(self.hold_of(record)).collect()
             }
-            Remain::Closed(_, None) => Vec::new(),
+            Remain::Guest(_, None) | Remain::Closed(_, None) => Vec::new(),
         }
     }
 
@@ -338,6 +346,8 @@ impl Engine {
                     purged.has_survivors = true;
                 }
             }
+            Remain::Guest(_, Some(record)) => self.erase(now, record, true, facts),
+            Remain::Guest(_, None) => {}
             Remain::Closed(row, record) => {
                 self.group.set_closed(*row, false);
                 if let Some(record) = record.as_ref().filter(|it| it.queue == number) {
@@ -430,7 +440,8 @@ impl Engine {
         purged.stage = match (at_end, purged.stage) {
             (false, stage) => last.unwrap_or(stage),
             (true, Stage::Runs(_)) => Stage::Jobs(None),
-            (true, Stage::Jobs(_)) => Stage::Closed(None),
+            (true, Stage::Jobs(_)) if purged.record.counters.moved_in > 0 => Stage::Guests(None),
+            (true, Stage::Jobs(_) | Stage::Guests(_)) => Stage::Closed(None),
             (true, stage @ Stage::Closed(_)) => {
                 purged.is_swept = true;
                 stage
@@ -453,8 +464,10 @@ fn batches_of(row: &Remain) -> Vec<BatchId> {
                 HeadEntry::Reference(_, record) => record.as_ref()?.batch,
             })
             .collect(),
-        Remain::Job(record) | Remain::Closed(_, Some(record)) => record.batch.into_iter().collect(),
-        Remain::Closed(_, None) => Vec::new(),
+        Remain::Job(record) | Remain::Guest(_, Some(record)) | Remain::Closed(_, Some(record)) => {
+            record.batch.into_iter().collect()
+        }
+        Remain::Guest(_, None) | Remain::Closed(_, None) => Vec::new(),
     }
 }
 

@@ -105,7 +105,10 @@ impl Engine {
                 Err(error) => Err(error).into(),
             };
             if let Some(id) = &result.id {
-                let queue = QueueNumber(id.birth().queue);
+                let queue = match result.existing {
+                    false => QueueNumber(id.birth().queue),
+                    true => self.queue_of_holder(*id),
+                };
                 if !touched.contains(&queue) {
                     touched.push(queue);
                 }

@@ -1,7 +1,10 @@
 //! Queues by namespace and name, their counters, their waiting fetches, and the windows of their
 //! lanes within one budget of heads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use ganger_protocol::{DurationMs, NamespaceName, QueueName, QueuePattern, job::JobState};
 
@@ -184,6 +187,20 @@ impl Queue {
         self.record
             .dead_retention_ms
             .unwrap_or(DEAD_RETENTION_DEFAULT)
+    }
+
+    /// How many of its jobs are in a state now.
+    pub(crate) fn count_of(&self, state: JobState) -> u64 {
+        let counters = &self.record.counters;
+        match state {
+            JobState::Scheduled => counters.scheduled,
+            JobState::Blocked => counters.blocked,
+            JobState::Ready => counters.ready,
+            JobState::Leased => counters.leased,
+            JobState::Done | JobState::Dead | JobState::Cancelled | JobState::Expired => {
+                self.closed_count(state)
+            }
+        }
     }
 
     /// The counter of the jobs in a state now. Terminal states but `dead` keep none.
@@ -471,6 +488,13 @@ impl Queues {
     /// All queues in the order of their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Queue> {
         self.by_number.values()
+    }
+
+    /// All queues behind a number, in the order of their numbers.
+    pub(crate) fn behind(&self, number: Option<QueueNumber>) -> impl Iterator<Item = &Queue> {
+        let bound = number.map_or(Bound::Unbounded, Bound::Excluded);
+        let queues = self.by_number.range((bound, Bound::Unbounded));
+        queues.map(|(_, queue)| queue)
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -309,6 +309,13 @@ impl Store {
                 let jobs = jobs.filter(|job| job.birth().queue == queue.0 && after < Some(**job));
                 jobs.map(|job| Remain::Job(record(job).unwrap())).collect()
             }
+            Stage::Guests(after) => {
+                let jobs = self.jobs.iter().filter(|(job, _)| after < Some(**job));
+                let is_guest =
+                    |job: &JobId, it: &JobRecord| it.queue == queue && job.birth().queue != queue.0;
+                jobs.map(|(job, it)| Remain::Guest(*job, record(job).filter(|_| is_guest(job, it))))
+                    .collect()
+            }
             Stage::Closed(after) => {
                 let rows = self.closed.iter();
                 let rows = rows.filter(|row| row.queue == queue && after < Some(**row));
@@ -574,7 +581,7 @@ impl World {
     pub(crate) fn step(&mut self, command: Command) -> Option<SessionOpened> {
         let facts = self.read(&command);
         let told = match &command {
-            Command::Request(_, operation) => operation.op(),
+            Command::Request(_, operation) | Command::Bulk(_, operation) => operation.op(),
             Command::OpenSession { .. } => "hello",
             Command::Detach { .. } => "detach",
             Command::Durable(_) => "durable",

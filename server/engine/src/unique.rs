@@ -227,6 +227,12 @@ impl Engine {
         })
     }
 
+    /// The queue in which a holder is, when this group has changed it; else where it was born.
+    pub(crate) fn queue_of_holder(&self, holder: JobId) -> QueueNumber {
+        let open = self.group.jobs.get(&holder).and_then(Option::as_ref);
+        open.map_or_else(|| QueueNumber(holder.birth().queue), |record| record.queue)
+    }
+
     /// Gives a waiting job of the same kind another payload and time; whether it did.
     fn replace(
         &mut self,

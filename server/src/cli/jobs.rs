@@ -1,14 +1,22 @@
-//! `ganger jobs`: show one, wait for one, cancel some.
+//! `ganger jobs`: list them, show one, wait for one, cancel and change some.
 
 use clap::Subcommand;
 use ganger_client::Client;
 use ganger_protocol::{
-    JobId, job::JobState, limits::CANCEL_GRACE_DEFAULT, request::JobCancel, response::CancelResult,
+    JobId,
+    job::JobState,
+    limits::CANCEL_GRACE_DEFAULT,
+    request::JobCancel,
+    response::CancelResult,
+    task::{TaskAction, TaskStart},
 };
 
 use super::{
+    bulk::{self, BulkArgs},
+    change,
     connect::ConnectArgs,
     error::{CliError, Exit},
+    filter,
     output::{self, Format},
     view,
 };
@@ -16,12 +24,22 @@ use crate::config::units::Span;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JobsCommand {
+    /// List jobs by queue and state, and by what else is known of them
+    List(filter::JobsListArgs),
     /// Show one job
     Get(GetArgs),
     /// Wait until a job is over, and show what came out of it
     Wait(WaitArgs),
     /// Cancel jobs: at once, or when their workers have had time to answer
     Cancel(CancelArgs),
+    /// Make jobs that wait ready now
+    Start(change::IdsArgs),
+    /// Make jobs that wait ready at another time
+    Delay(change::DelayArgs),
+    /// Move jobs that wait to another queue or priority
+    Move(change::MoveArgs),
+    /// Remove jobs that are over for good
+    Delete(change::IdsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,9 +67,10 @@ pub(super) struct WaitArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CancelArgs {
-    /// Their ids, as push printed them
-    #[arg(required = true)]
+    /// Their ids, as push printed them; without any, all jobs that the other options mean
     ids: Vec<JobId>,
+    #[command(flatten)]
+    bulk: BulkArgs,
     /// How long the worker of a leased job has to answer, 0s to 24h
     #[arg(long, value_name = "DURATION", default_value_t = Span(CANCEL_GRACE_DEFAULT))]
     grace: Span,
@@ -63,12 +82,17 @@ pub(super) struct CancelArgs {
 
 pub(super) async fn run(command: JobsCommand) -> Result<(), CliError> {
     match command {
+        JobsCommand::List(args) => args.run().await,
         JobsCommand::Get(args) => get(args).await,
         JobsCommand::Wait(args) => {
             let client = args.connect.connect().await?;
             wait(&client, args.id, args.time, args.format).await
         }
         JobsCommand::Cancel(args) => cancel(args).await,
+        JobsCommand::Start(args) => args.start().await,
+        JobsCommand::Delay(args) => args.run().await,
+        JobsCommand::Move(args) => args.run().await,
+        JobsCommand::Delete(args) => args.delete().await,
     }
 }
 
@@ -96,11 +120,18 @@ pub(super) async fn wait(
 
 /// Cancels jobs and says what became of each; fails when one of them was refused.
 async fn cancel(args: CancelArgs) -> Result<(), CliError> {
+    let is_bulk = args.bulk.is_meant(&args.ids)?;
+    let client = args.connect.connect().await?;
+    if is_bulk {
+        let mut start = TaskStart::new(TaskAction::Cancel, args.bulk.filter());
+        start.grace_ms = Some(args.grace.0);
+        return bulk::change(&client, &args.bulk, start, args.format).await;
+    }
     let request = JobCancel {
         grace_ms: args.grace.0,
         ..JobCancel::new(args.ids.clone())
     };
-    let reply = args.connect.connect().await?.cancel(request).await?;
+    let reply = client.cancel(request).await?;
     if args.format.json {
         output::line(&output::json(&reply)?)?;
     } else {

@@ -7,6 +7,8 @@
 mod backup;
 mod batches;
 mod bench;
+mod bulk;
+mod change;
 mod compact;
 mod completions;
 mod config;
@@ -17,6 +19,7 @@ mod demo;
 mod doctor;
 mod error;
 mod export;
+mod filter;
 mod health;
 mod jobs;
 mod limits;
@@ -28,6 +31,7 @@ mod peer;
 mod push;
 mod queues;
 mod restore;
+mod scheduled;
 mod serve;
 mod stats;
 mod systemd;
@@ -68,9 +72,15 @@ enum Command {
     Push(Box<push::PushArgs>),
     /// Run a command for each job
     Work(work::WorkArgs),
-    /// Look at jobs
+    /// List and look at jobs, and change those that wait
     #[command(subcommand)]
-    Jobs(jobs::JobsCommand),
+    Jobs(Box<jobs::JobsCommand>),
+    /// Look at and cancel tasks: what is done to many jobs
+    #[command(subcommand)]
+    Tasks(bulk::TasksCommand),
+    /// List jobs that wait for their time
+    #[command(subcommand)]
+    Scheduled(Box<scheduled::ScheduledCommand>),
     /// Look at, revive and purge dead jobs
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -143,7 +153,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Demo(args) => demo::run(&args),
         Command::Push(args) => block_on(push::run(*args)),
         Command::Work(args) => block_on(work::run(args)),
-        Command::Jobs(command) => block_on(jobs::run(command)),
+        Command::Jobs(command) => block_on(jobs::run(*command)),
+        Command::Tasks(command) => block_on(bulk::run(command)),
+        Command::Scheduled(command) => block_on(scheduled::run(*command)),
         Command::Dead(command) => block_on(dead::run(command)),
         Command::Queues(command) => block_on(queues::run(command)),
         Command::Cron(command) => block_on(cron::run(command)),

@@ -561,7 +561,7 @@ impl Stream {
     }
 }
 
-fn rfc3339(text: &str) -> Result<Timestamp, String> {
+pub(super) fn rfc3339(text: &str) -> Result<Timestamp, String> {
     let time: jiff::Timestamp = text
         .parse()
         .map_err(|error: jiff::Error| error.to_string())?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ganger_protocol::response::StatsReply;
+use ganger_protocol::response::{KindView, StatsReply};
 
 use super::{
     connect::ConnectArgs,
@@ -42,6 +42,30 @@ fn text(stats: &StatsReply) -> String {
     {
         table.row([name.to_owned(), count.to_string()]);
     }
+    match stats.kinds.is_empty() {
+        true => table.render(),
+        false => format!("{}\n{}", table.render(), kinds(&stats.kinds)),
+    }
+}
+
+/// What became of the leases of each kind since the start of the server.
+fn kinds(kinds: &[KindView]) -> String {
+    let mut table = Table::new(&[
+        ("KIND", Align::Left),
+        ("GRANTED", Align::Right),
+        ("DONE", Align::Right),
+        ("FAILED", Align::Right),
+        ("DEAD", Align::Right),
+    ]);
+    for kind in kinds {
+        table.row([
+            kind.kind.to_string(),
+            kind.granted.to_string(),
+            kind.done.to_string(),
+            kind.failed.to_string(),
+            kind.dead.to_string(),
+        ]);
+    }
     table.render()
 }
 
@@ -53,7 +77,8 @@ mod tests {
 
     #[test]
     fn stats_are_one_table() {
-        let stats = StatsReply {
+        let mut stats = StatsReply {
+            kinds: Vec::new(),
             version: "0.1.0".to_owned(),
             uptime_ms: DurationMs(3_725_123),
             queues: 2,
@@ -89,7 +114,23 @@ mod tests {
              granted               0\n\
              failed                0\n\
              lost                  0\n\
-             released              0\n"
+             released              0\n\
+             moved in              0\n\
+             moved out             0\n"
+        );
+        stats.kinds = vec![KindView {
+            granted: 12,
+            done: 10,
+            failed: 1,
+            ..KindView::of("welcome".parse().unwrap())
+        }];
+        assert!(
+            text(&stats).ends_with(
+                "\n\nKIND     GRANTED  DONE  FAILED  DEAD\n\
+                 welcome       12    10       1     0\n"
+            ),
+            "{}",
+            text(&stats)
         );
     }
 }

@@ -219,7 +219,7 @@ pub(super) fn jobs_table(jobs: &[JobView]) -> String {
 }
 
 /// The counters that a table shows, in its order.
-pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 17] {
+pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 19] {
     [
         ("ready", counters.ready),
         ("scheduled", counters.scheduled),
@@ -238,6 +238,8 @@ pub(super) fn counter_rows(counters: &Counters) -> [(&'static str, u64); 17] {
         ("failed", counters.failed),
         ("lost", counters.lost),
         ("released", counters.released),
+        ("moved in", counters.moved_in),
+        ("moved out", counters.moved_out),
     ]
 }
 

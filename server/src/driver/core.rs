@@ -13,7 +13,10 @@ use ganger_engine::{
     facts::{Facts, Need, Recovered},
     records::GroupNumber,
 };
-use ganger_protocol::{DurationMs, response::Notice};
+use ganger_protocol::{
+    DurationMs, WireError,
+    response::{Notice, ReplyBody},
+};
 
 use crate::store::{Store, StoreError};
 
@@ -30,6 +33,8 @@ pub struct Released {
     pub replies: Vec<Reply>,
     /// Notices, which wait for nothing.
     pub notices: Vec<(ConnectionId, Notice)>,
+    /// The answer to a [`Command::Bulk`].
+    pub answer: Option<Result<ReplyBody, WireError>>,
     /// The session that the command opened.
     pub session: Option<SessionOpened>,
 }
@@ -162,6 +167,7 @@ impl Core {
             replies,
             notices,
             session,
+            answer,
             lapsed,
         } = outcome;
         for (namespace, batch) in lapsed {
@@ -170,6 +176,7 @@ impl Core {
         let mut released = Released {
             replies: Vec::new(),
             notices,
+            answer,
             session,
         };
         for reply in replies {
@@ -220,7 +227,7 @@ impl Core {
         &self,
         origin: &Origin,
         name: &ganger_protocol::QueueName,
-    ) -> Result<ganger_engine::records::QueueNumber, ganger_protocol::WireError> {
+    ) -> Result<ganger_engine::records::QueueNumber, WireError> {
         self.engine.queue_named(origin, name)
     }
 }

@@ -5,8 +5,11 @@
 //! when the previous sync ends, syncs, and releases the replies of that group; there is no timer
 //! in between and never a second sync under way. The first error of the store is final.
 
+pub mod bulk;
 pub mod core;
+mod cursor;
 pub mod outbox;
+pub mod scan;
 mod shards;
 mod threads;
 
@@ -21,7 +24,7 @@ use std::{
 
 use foldhash::fast::RandomState;
 use ganger_engine::{
-    command::{Command, ConnectionId, Mono, Now, Origin, Reply, SessionOpened},
+    command::{Caller, Command, ConnectionId, Mono, Now, Origin, Reply, SessionOpened},
     records::Closed,
 };
 use ganger_protocol::{
@@ -30,9 +33,10 @@ use ganger_protocol::{
     request::DeadList,
     response::{JobsReply, ReplyBody},
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use self::bulk::Bulk;
 pub use self::{
     core::{Core, Released},
     outbox::Outbox,
@@ -60,7 +64,8 @@ pub struct Shard {
     /// Wakes the sessions that wait until more is durable.
     room: Notify,
     is_congested: AtomicBool,
-    scans: Semaphore,
+    scans: Arc<Semaphore>,
+    bulk: Mutex<Bulk>,
     clock: Clock,
     store: Arc<Store>,
     /// Told when the store has failed.
@@ -136,7 +141,8 @@ impl Shard {
             earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
-            scans: Semaphore::new(SCANS_MAX),
+            scans: Arc::new(Semaphore::new(SCANS_MAX)),
+            bulk: Mutex::default(),
             clock,
             store,
             fatal,
@@ -228,15 +234,19 @@ impl Shard {
 
     /// One page of dead jobs. It is answered when everything it may show is durable.
     pub fn list_dead(&self, origin: &Origin, list: &DeadList) {
-        let caller = origin.caller;
         let page = self.dead_page(origin, list);
+        self.answer(origin.caller, page.map(ReplyBody::Jobs));
+    }
+
+    /// Answers a caller when everything that has happened so far is durable.
+    fn answer(&self, caller: Caller, result: Result<ReplyBody, WireError>) {
         let now = self.clock.now();
         let mut delivery = Delivery::default();
         let mut inner = self.lock();
         let reply = Reply {
             caller,
             after: Default::default(),
-            result: page.map(ReplyBody::Jobs),
+            result,
         };
         let released = inner.core.defer(reply);
         inner.route(released, &mut delivery);
@@ -245,12 +255,17 @@ impl Shard {
         delivery.send(now.mono);
     }
 
-    fn dead_page(&self, origin: &Origin, list: &DeadList) -> Result<JobsReply, WireError> {
-        let busy = || {
+    /// One of the lists that may be read at the same time.
+    fn scan_permit(&self) -> Result<OwnedSemaphorePermit, WireError> {
+        let permit = Arc::clone(&self.scans).try_acquire_owned();
+        permit.map_err(|_none| {
             let message = format!("{SCANS_MAX} lists are being read; try again");
             WireError::overloaded(message, DurationMs(100))
-        };
-        let _permit = self.scans.try_acquire().map_err(|_none| busy())?;
+        })
+    }
+
+    fn dead_page(&self, origin: &Origin, list: &DeadList) -> Result<JobsReply, WireError> {
+        let _permit = self.scan_permit()?;
         let number = {
             let mut inner = self.lock();
             let number = inner.core.queue_named(origin, &list.queue)?;
@@ -263,7 +278,7 @@ impl Shard {
         let after = list
             .cursor
             .as_deref()
-            .map(|text| cursor::read(text, number))
+            .map(|text| dead_cursor::read(text, number))
             .transpose()?;
         let limit = usize::try_from(list.limit).unwrap_or(usize::MAX);
         let page = self
@@ -274,7 +289,7 @@ impl Shard {
             .last()
             .filter(|_| records.len() == limit)
             .map(|last| {
-                cursor::write(&Closed {
+                dead_cursor::write(&Closed {
                     queue: number,
                     state: JobState::Dead,
                     at: last.closed_at.unwrap_or_default(),
@@ -321,6 +336,11 @@ impl Shard {
     /// The store, to read from.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// The tasks. Never taken together with the lock of the shard.
+    fn bulk(&self) -> MutexGuard<'_, Bulk> {
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No code panics while it holds this lock but by a bug, after which the server stops anyway.
@@ -373,7 +393,7 @@ impl Delivery {
 }
 
 /// Where a page of a list ended, as opaque text.
-mod cursor {
+mod dead_cursor {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use ganger_engine::records::{Closed, QueueNumber};
     use ganger_protocol::Timestamp;

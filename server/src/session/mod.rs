@@ -26,6 +26,7 @@ use ganger_protocol::{
     DurationMs, ErrorCode, NamespaceName, SessionId, WireError, frame,
     request::{Backup, Hello, Operation, Request},
     response::{BackupReply, HelloReply, Notice, Reply, ReplyBody, SessionReply},
+    task::OneTask,
 };
 use tokio::{io::AsyncReadExt as _, net::TcpStream, net::tcp::OwnedReadHalf};
 use tokio_util::sync::CancellationToken;
@@ -445,6 +446,37 @@ impl Session {
                 self.submit(commands);
                 self.presence.outbox.expect_reply();
                 shard.list_dead(&origin, &list);
+            }
+            Operation::TaskStart(start) => {
+                let (shard, by) = (Arc::clone(&opened.shard), opened.identity.name().to_owned());
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                shard.start_task(&self.shared.tasks, origin, *start, by);
+            }
+            Operation::TaskList(_) => {
+                let (shard, identity) = (Arc::clone(&opened.shard), opened.identity.clone());
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                shard.list_tasks(&origin, |start| auth::may_see_task(&identity, start));
+            }
+            operation @ (Operation::TaskGet(OneTask { task })
+            | Operation::TaskCancel(OneTask { task })) => {
+                let shard = Arc::clone(&opened.shard);
+                let start = shard.task_start(&origin.namespace, task);
+                let is_seen = start.is_some_and(|it| auth::may_see_task(&opened.identity, &it));
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                match (is_seen, operation) {
+                    (false, _) => shard.refuse_task(&origin, task),
+                    (true, Operation::TaskCancel(_)) => shard.cancel_task(&origin, task),
+                    (true, _) => shard.answer_task(&origin, task),
+                }
+            }
+            Operation::JobList(list) => {
+                let shard = Arc::clone(&opened.shard);
+                self.submit(commands);
+                self.presence.outbox.expect_reply();
+                shard.list_jobs(&self.shared.tasks, origin, *list);
             }
             operation => {
                 if matches!(operation, Operation::Goodbye(_)) {

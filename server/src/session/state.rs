@@ -73,6 +73,9 @@ impl State {
             | Operation::JobGet(_)
             | Operation::Wait(_)
             | Operation::JobCancel(_)
+            | Operation::JobChange(_)
+            | Operation::JobDelete(_)
+            | Operation::JobList(_)
             | Operation::DeadList(_)
             | Operation::DeadRevive(_)
             | Operation::DeadPurge(_)
@@ -99,6 +102,10 @@ impl State {
             | Operation::LimitDelete(_)
             | Operation::LimitShow(_)
             | Operation::LimitList(_)
+            | Operation::TaskStart(_)
+            | Operation::TaskGet(_)
+            | Operation::TaskList(_)
+            | Operation::TaskCancel(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -125,7 +132,10 @@ impl State {
 /// `draining`.
 pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
     let refused = match operation {
-        Operation::Push(_) | Operation::CronRun(_) | Operation::BatchOpen(_) => true,
+        Operation::Push(_)
+        | Operation::CronRun(_)
+        | Operation::BatchOpen(_)
+        | Operation::TaskStart(_) => true,
         Operation::Fetch(fetch) => fetch.acks.is_empty() && fetch.fails.is_empty(),
         Operation::Hello(_)
         | Operation::Ack(_)
@@ -138,6 +148,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::JobGet(_)
         | Operation::Wait(_)
         | Operation::JobCancel(_)
+        | Operation::JobChange(_)
+        | Operation::JobDelete(_)
+        | Operation::JobList(_)
         | Operation::DeadList(_)
         | Operation::DeadRevive(_)
         | Operation::DeadPurge(_)
@@ -162,6 +175,9 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::LimitDelete(_)
         | Operation::LimitShow(_)
         | Operation::LimitList(_)
+        | Operation::TaskGet(_)
+        | Operation::TaskList(_)
+        | Operation::TaskCancel(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -178,8 +194,11 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
 mod tests {
     use ganger_protocol::{
         BatchId, DurationMs, JobId, JobSpec, LeaseId,
+        change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        ids::TaskId,
         limit::{LimitList, OneLimit},
+        list::{JobFilter, JobList},
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
         request::{
@@ -187,6 +206,7 @@ mod tests {
             DeadList, DeadSelect, Extend, Fail, Fetch, Goodbye, Heartbeat, Hello, JobCancel,
             JobGet, Push, QueueList, QueueNames, Release, Stats,
         },
+        task::{OneTask, TaskAction, TaskList, TaskStart},
     };
 
     use super::*;
@@ -233,11 +253,17 @@ mod tests {
             Operation::JobGet(JobGet {
                 job: JobId::from_bytes([0; 24]),
             }),
+            Operation::JobList(Box::new(JobList::of(JobFilter::default()))),
             Operation::Wait(Wait {
                 job: JobId::from_bytes([0; 24]),
                 wait_ms: DurationMs::ZERO,
             }),
             Operation::JobCancel(JobCancel::new(vec![])),
+            Operation::JobChange(JobChange {
+                jobs: vec![],
+                to: ChangeTo::now(),
+            }),
+            Operation::JobDelete(JobDelete { jobs: vec![] }),
             Operation::DeadList(list),
             Operation::DeadRevive(DeadSelect::default()),
             Operation::DeadPurge(DeadSelect::default()),
@@ -279,6 +305,13 @@ mod tests {
                 cursor: None,
                 limit: 1,
             }),
+            Operation::TaskStart(Box::new(TaskStart::new(
+                TaskAction::Cancel,
+                JobFilter::default(),
+            ))),
+            Operation::TaskGet(OneTask { task: TaskId(1) }),
+            Operation::TaskList(TaskList {}),
+            Operation::TaskCancel(OneTask { task: TaskId(1) }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -316,8 +349,11 @@ mod tests {
         let without = [
             "push",
             "job_get",
+            "job_list",
             "wait",
             "job_cancel",
+            "job_change",
+            "job_delete",
             "dead_list",
             "dead_revive",
             "dead_purge",
@@ -344,6 +380,10 @@ mod tests {
             "limit_delete",
             "limit_show",
             "limit_list",
+            "task_start",
+            "task_get",
+            "task_list",
+            "task_cancel",
             "stats",
             "backup",
         ];
@@ -397,7 +437,10 @@ mod tests {
             .filter(|operation| check_draining(operation).is_err())
             .map(|operation| operation.op())
             .collect();
-        assert_eq!(refused, ["push", "fetch", "cron_run", "batch_open"]);
+        assert_eq!(
+            refused,
+            ["push", "fetch", "cron_run", "batch_open", "task_start"]
+        );
         let ack = AckItem::of(JobId::from_bytes([0; 24]), LeaseId(1));
         let fetch = Fetch {
             acks: vec![ack],

@@ -494,6 +494,7 @@ fn balance(counters: &mut Counters) {
     counters.cancelled = counters.cancelled.max(counters.cancelled_kept);
     counters.expired = counters.expired.max(counters.expired_kept);
     let known = counters.done + counters.cancelled + counters.expired + counters.kept();
-    counters.pushed = counters.pushed.max(known);
-    counters.deleted = counters.pushed - known;
+    let known = known + counters.moved_out;
+    counters.pushed = counters.pushed.max(known.saturating_sub(counters.moved_in));
+    counters.deleted = counters.pushed + counters.moved_in - known;
 }

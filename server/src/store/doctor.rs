@@ -850,11 +850,11 @@ impl Examiner<'_> {
                 }
             }
             let closed = kept.done + kept.cancelled + kept.expired + kept.deleted;
-            if kept.pushed != closed + kept.kept() {
+            let come = kept.pushed + kept.moved_in;
+            if come != closed + kept.kept() + kept.moved_out {
                 let what = format!(
-                    "{} jobs were pushed into it, and {} came to something",
-                    kept.pushed,
-                    closed + kept.kept()
+                    "{come} jobs came into it, and {} came to something",
+                    closed + kept.kept() + kept.moved_out
                 );
                 self.find(&key, what);
             }

@@ -227,13 +227,6 @@ impl Key {
         Self::priority_runs(lane.queue, lane.priority).with(&lane.lane.to_be_bytes())
     }
 
-    /// The begin of all runs of a priority of a queue.
-    pub fn priority_runs(queue: QueueNumber, priority: u8) -> Self {
-        Self::of(Prefix::Run)
-            .with(&queue.0.to_be_bytes())
-            .with(&[u8::MAX - priority])
-    }
-
     /// A run.
     pub fn run(run: &RunKey) -> Self {
         Self::lane_runs(&run.lane).with(&run.position.to_be_bytes())
@@ -309,6 +302,11 @@ impl Key {
     /// The beginning of all runs of a queue.
     pub fn queue_runs(queue: QueueNumber) -> Self {
         Self::of(Prefix::Run).with(&queue.0.to_be_bytes())
+    }
+
+    /// The beginning of all runs of a queue of one priority.
+    pub fn priority_runs(queue: QueueNumber, priority: u8) -> Self {
+        Self::queue_runs(queue).with(&[u8::MAX - priority])
     }
 
     /// The beginning of the records of all jobs that were born in a queue.

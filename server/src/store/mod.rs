@@ -29,6 +29,7 @@ pub mod records;
 mod remains;
 pub mod salvage;
 pub mod sled;
+pub mod spots;
 #[cfg(test)]
 mod suite;
 pub mod table;

@@ -1036,6 +1036,8 @@ pub fn put_queue(out: &mut Vec<u8>, queue: &QueueRecord) {
         counters.failed,
         counters.lost,
         counters.released,
+        counters.moved_in,
+        counters.moved_out,
     ];
     for count in counts {
         put_varint(out, count);
@@ -1092,6 +1094,8 @@ pub fn queue(number: QueueNumber, body: &[u8]) -> Result<QueueRecord, Malformed>
             failed: reader.varint()?,
             lost: reader.varint()?,
             released: reader.varint()?,
+            moved_in: reader.varint()?,
+            moved_out: reader.varint()?,
         },
     };
     reader.end()?;

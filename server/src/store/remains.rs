@@ -6,7 +6,11 @@ use ganger_engine::{
     records::QueueNumber,
 };
 
-use super::{Store, StoreError, bad_key, keys::Key, table::Span};
+use super::{
+    Store, StoreError, bad_key,
+    keys::{Key, Prefix},
+    table::Span,
+};
 
 /// Runs that are read at once.
 const RUNS_PAGE: usize = 8;
@@ -30,6 +34,12 @@ impl Store {
                 let span = Span::of(Key::queue_jobs(self.shard(), queue));
                 let after = after.map(|job| Key::job(&job));
                 self.remaining_jobs(after.map_or(span, |after| span.behind(&after)), max)?
+            }
+            Stage::Guests(after) => {
+                let span = Span::of(Key::of(Prefix::Job));
+                let after = after.map(|job| Key::job(&job));
+                let span = after.map_or(span, |after| span.behind(&after));
+                self.remaining_guests(queue, span, max)?
             }
             Stage::Closed(after) => {
                 let span = Span::of(Key::queue_closed(queue));
@@ -72,6 +82,30 @@ impl Store {
             if let Some(record) = self.job_record(&job, true)? {
                 rows.push(Remain::Job(Box::new(record)));
             }
+        }
+        Ok((rows, page.len() < max))
+    }
+
+    /// Any jobs, with the records of those that are in the queue and were born elsewhere.
+    fn remaining_guests(
+        &self,
+        queue: QueueNumber,
+        span: Span,
+        max: usize,
+    ) -> Result<(Vec<Remain>, bool), StoreError> {
+        let page = self.scan(span, max)?;
+        let mut rows = Vec::with_capacity(page.len());
+        for (key, _) in &page {
+            let job = key.to_job().ok_or_else(|| bad_key(key))?;
+            let is_guest = job.birth().queue != queue.0
+                && self
+                    .job_record(&job, false)?
+                    .is_some_and(|it| it.queue == queue);
+            let record = match is_guest {
+                true => self.job_record(&job, true)?.map(Box::new),
+                false => None,
+            };
+            rows.push(Remain::Guest(job, record));
         }
         Ok((rows, page.len() < max))
     }

@@ -1,11 +1,14 @@
 //! Pauses, and what is done to dead jobs.
 
 use ganger_protocol::{
+    ErrorCode,
+    change::ChangeResult,
     job::{DeadReason, JobState, JobView},
     response::CountReply,
 };
 
 use super::{Checked, Doubt, History, Last, Over, Pause, Presence, payload};
+use crate::clock::Stretch;
 
 impl History {
     pub fn pause_applied(&mut self, queue: usize, is_paused: bool, group: u64) -> u64 {
@@ -65,6 +68,61 @@ impl History {
             });
         }
         operation
+    }
+
+    /// Jobs may be given another time, or be cancelled: which, only an answer says.
+    pub fn may_change(&mut self, jobs: &[usize], may_end: bool, group: u64) -> u64 {
+        let operation = self.operation();
+        for token in jobs {
+            let job = &mut self.jobs[*token];
+            job.not_before = None;
+            // It no longer stands where its push put it.
+            job.was_delayed = true;
+            job.changed = operation;
+            if may_end {
+                job.keyless = None;
+                job.doubts.push(Doubt {
+                    operation,
+                    group,
+                    may_end,
+                });
+            }
+            let queue = job.queue;
+            self.fresh[queue].retain(|(_, _, other)| other != token);
+        }
+        operation
+    }
+
+    /// What became of a job that was started or delayed.
+    pub fn change_told(
+        &mut self,
+        (token, presence): (usize, Presence),
+        result: &ChangeResult,
+        operation: u64,
+        (group, stretch): (u64, Stretch),
+    ) -> Checked {
+        if let Some(error) = &result.err {
+            let is_right = match error.code {
+                ErrorCode::NotFound => presence != Presence::There,
+                ErrorCode::Conflict => true,
+                _ => false,
+            };
+            return match is_right {
+                true => Ok(()),
+                false => Err(format!("job {token} was {presence:?}: {error:?}")),
+            };
+        }
+        if presence == Presence::Gone {
+            return Err(format!("I4: job {token} is over and was changed"));
+        }
+        if !result.already && group > self.durable {
+            return Err("a change was answered before it was durable".to_owned());
+        }
+        let job = &mut self.jobs[token];
+        if job.changed == operation {
+            job.not_before = result.run_at.map(|at| (at.0, stretch));
+        }
+        Ok(())
     }
 
     /// Whether a job is dead for certain.

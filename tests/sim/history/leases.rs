@@ -471,7 +471,10 @@ impl History {
             {
                 job.keyless = Some(self.order);
             }
-            job.not_before = expected_at.map(|at| (at, asked.stretch));
+            // A change that was applied behind it has put the job elsewhere.
+            if job.changed < asked.operation {
+                job.not_before = expected_at.map(|at| (at, asked.stretch));
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod order;
 mod producers;
 mod progress;
 mod purge;
+mod reschedule;
 mod retention;
 mod retries;
 mod sessions;

@@ -418,7 +418,7 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
             prop::option::of(duration()),
             prop::option::of(any::<u64>()),
         ),
-        any::<[u64; 17]>(),
+        any::<[u64; 19]>(),
     )
         .prop_map(
             |(number, namespace, name, paused, timeout_ms, backoff, dead, c)| QueueRecord {
@@ -453,6 +453,8 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                     done_kept: c[14],
                     cancelled_kept: c[15],
                     expired_kept: c[16],
+                    moved_in: c[17],
+                    moved_out: c[18],
                 },
             },
         )
