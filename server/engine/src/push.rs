@@ -62,6 +62,8 @@ impl Engine {
                 Some(_) => {}
             }
         }
+        let keys = push.jobs.iter().filter_map(|job| job.key.as_ref());
+        needs.extend(keys.filter_map(|key| self.need_of_sequence(&origin.namespace, key)));
         let unique = push.jobs.iter().filter(|job| job.unique.is_some());
         needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
         let batches = push.jobs.iter().filter_map(|job| job.batch);
@@ -197,11 +199,18 @@ impl Engine {
     fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let waits_for = u32::try_from(spec.after.len()).unwrap_or(u32::MAX);
-        let lane = Lane {
+        let mut lane = Lane {
             queue,
             priority,
             lane: 0,
         };
+        // One that waits joins the lane of its key when it becomes ready.
+        if let Some(key) = spec.key.as_ref()
+            && waits_for == 0
+            && due <= now.wall
+        {
+            lane.lane = self.lane_to_join(queue, priority, key);
+        }
         let content = Arc::new(Content::from(spec));
         let spilled_parts = content.spilled_parts();
         let packed = PackedJob {
@@ -227,7 +236,7 @@ impl Engine {
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
         let entry = Entry::Job(packed.clone());
-        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let place = group.append(lane, entry, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         self.count(lane.queue, None, Some(JobState::Ready));
         self.queue_head(Head {
@@ -241,7 +250,7 @@ impl Engine {
 
     fn push_later(&mut self, lane: Lane, due: Timestamp, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || Self::position_at_tail(head));
+        let place = group.birth(lane, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         let record = JobRecord {
             state: JobState::Scheduled,
@@ -263,7 +272,7 @@ impl Engine {
         packed: PackedJob,
     ) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || Self::position_at_tail(head));
+        let place = group.birth(lane, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         let record = JobRecord {
             state: JobState::Blocked,
@@ -292,6 +301,9 @@ impl Engine {
             return;
         };
         self.group.queues.insert(queue.record.number);
+        if queue.limit.is_some() && from == Some(JobState::Leased) {
+            self.awakened.insert(queue.record.number);
+        }
         if let Some(count) = from.and_then(|from| queue.count_mut(from)) {
             *count -= 1;
         }
@@ -357,6 +369,7 @@ impl Engine {
             retained_max: None,
             counters: Counters::default(),
         });
+        self.limit_queue(number);
         self.stand_in(number);
         number
     }
