@@ -440,6 +440,48 @@ impl<'de> Deserialize<'de> for QueuePattern {
     }
 }
 
+/// A key, or a prefix followed by one final `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyPattern {
+    /// This key only.
+    Name(Tag),
+    /// Every key that begins so; an empty prefix means every key.
+    Prefix(Arc<str>),
+}
+
+impl FromStr for KeyPattern {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        match text.strip_suffix('*') {
+            None => text.parse().map(Self::Name),
+            Some("") => Ok(Self::Prefix(Arc::from(""))),
+            Some(prefix) => name(prefix).map(Self::Prefix),
+        }
+    }
+}
+
+impl fmt::Display for KeyPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+impl Serialize for KeyPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(FromText::new("a key, or a prefix and a final *"))
+    }
+}
+
 /// Reads a type from text without a copy of the text.
 struct FromText<T> {
     expected: &'static str,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{ErrorCode, WireError},
+    error::WireError,
     ids::{BatchId, JobId, Kind, LeaseId, QueueName, Tag},
     limits::{self, Limits},
     request::check_delay,
@@ -65,7 +65,7 @@ pub struct JobSpec {
     /// The unique key, and what happens when another job holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Box<Unique>>,
-    /// Refused in this version: the fairness key.
+    /// The key that shares with the other keys of its queue, and that limits of keys are for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Tag>,
     /// The batch that it joins.
@@ -184,8 +184,7 @@ impl JobSpec {
     /// Checks ranges and sizes.
     ///
     /// # Errors
-    /// `too_large` or `bad_request` naming the field, the limit and the actual figure;
-    /// `unsupported_op` for a field that this version does not serve yet.
+    /// `too_large` or `bad_request` naming the field, the limit and the actual figure.
     pub fn check(&self, limits: &Limits) -> Result<(), WireError> {
         let payload = self.payload.len();
         if payload > limits.payload_bytes_max {
@@ -221,8 +220,7 @@ impl JobSpec {
         if let Some(unique) = &self.unique {
             unique.check().map_err(|error| error.within("unique"))?;
         }
-        self.check_after()?;
-        self.check_served()
+        self.check_after()
     }
 
     fn check_time(&self) -> Result<(), WireError> {
@@ -289,21 +287,6 @@ impl JobSpec {
             ));
         }
         Ok(())
-    }
-
-    /// Refuses what this version stores but does not serve yet, rather than to ignore it.
-    fn check_served(&self) -> Result<(), WireError> {
-        let unserved = [("key", self.key.is_some())];
-        match unserved.iter().find(|(_, present)| *present) {
-            None => Ok(()),
-            Some((field, _)) => Err(WireError {
-                field: Some((*field).to_owned()),
-                ..WireError::new(
-                    ErrorCode::UnsupportedOp,
-                    format!("this server does not serve {field} yet"),
-                )
-            }),
-        }
     }
 }
 
@@ -455,6 +438,9 @@ pub struct GrantedJob {
     /// The batch that it is a member of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
     /// Where an earlier attempt stopped, as its worker said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<Bytes>,
@@ -519,6 +505,9 @@ pub struct JobView {
     /// The first hundred jobs that wait for it; left out of lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub awaited_by: Vec<JobId>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Tag>,
     /// `leased`: the number of its live lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,

@@ -20,6 +20,7 @@ pub mod frame;
 pub mod fuzzing;
 pub mod ids;
 pub mod job;
+pub mod limit;
 pub mod limits;
 pub mod list;
 pub mod progress;
@@ -37,7 +38,8 @@ mod write;
 pub use bytes::Bytes;
 pub use error::{ErrorCode, WireError};
 pub use ids::{
-    BatchId, CronName, JobId, Kind, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId,
+    BatchId, CronName, JobId, KeyPattern, Kind, LeaseId, NamespaceName, QueueName, QueuePattern,
+    SessionId,
 };
 pub use job::JobSpec;
 pub use retry::RetryPolicy;

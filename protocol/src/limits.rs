@@ -188,6 +188,20 @@ pub const EDGES_MAX: usize = 5_000;
 
 /// Jobs that wait, or are waited for, in the view of one job.
 pub const EDGES_SHOWN: usize = 100;
+/// Limits of a shard, of up to 300 bytes each. They are held in memory.
+pub const LIMITS_MAX: usize = 200_000;
+
+/// The highest `max_running` of a limit.
+pub const LIMIT_RUNNING_MAX: u32 = 1_000_000;
+
+/// The largest `n` and `burst` of a rate.
+pub const LIMIT_RATE_MAX: u32 = 1_000_000;
+
+/// The longest `per_ms` of a rate: one year.
+pub const LIMIT_RATE_PER_MAX: DurationMs = DurationMs::from_hours(24 * 366);
+
+/// The highest weight of a key.
+pub const LIMIT_WEIGHT_MAX: u32 = 1_000;
 
 /// Redirects that a client follows for one connection.
 pub const REDIRECTS_MAX: usize = 3;

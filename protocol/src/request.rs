@@ -16,6 +16,7 @@ use crate::{
     frame,
     ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
+    limit::{LimitList, LimitSet, OneLimit},
     limits::{self, Limits},
     list::JobList,
     progress::{Progress, Wait},
@@ -155,6 +156,14 @@ operations! {
     BatchGraph(BatchGraph) = "batch_graph",
     /// Lists batches.
     BatchList(BatchList) = "batch_list",
+    /// Makes a limit of queues or keys, or replaces it.
+    LimitSet(Box<LimitSet>) = "limit_set",
+    /// Deletes a limit.
+    LimitDelete(OneLimit) = "limit_delete",
+    /// Shows a limit.
+    LimitShow(OneLimit) = "limit_show",
+    /// Lists limits.
+    LimitList(LimitList) = "limit_list",
     /// Starts a task: does something to all jobs of a filter.
     TaskStart(Box<TaskStart>) = "task_start",
     /// Shows a task.
@@ -727,6 +736,9 @@ impl Operation {
             Self::BatchOpen(open) => open.check(limits),
             Self::BatchList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
             Self::BatchGraph(graph) => check_range("limit", 1, limits::PAGE_MAX, graph.limit),
+            Self::LimitSet(set) => set.check(),
+            Self::LimitDelete(one) | Self::LimitShow(one) => one.check(),
+            Self::LimitList(list) => list.check(),
             Self::BatchCommit(BatchName { .. })
             | Self::BatchShow(BatchName { .. })
             | Self::CronRun(CronRun { .. })

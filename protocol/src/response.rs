@@ -14,6 +14,7 @@ use crate::{
     frame,
     ids::{JobId, Kind, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
+    limit::{LimitView, LimitsReply},
     limits::Limits,
     list::JobListReply,
     progress::WaitReply,
@@ -477,9 +478,9 @@ replies! {
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
-    /// `cron_pause`, `cron_resume`.
+    /// `cron_pause`, `cron_resume`, `limit_delete`.
     Done(Done) = "goodbye" | "queue_pause" | "queue_resume" | "queue_create" | "queue_delete"
-        | "cron_delete" | "cron_pause" | "cron_resume",
+        | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
     /// To `job_list`.
@@ -512,6 +513,10 @@ replies! {
     Graph(GraphReply) = "batch_graph",
     /// To `batch_list`.
     Batches(BatchesReply) = "batch_list",
+    /// To `limit_set` and `limit_show`.
+    Limit(Box<LimitView>) = "limit_set" | "limit_show",
+    /// To `limit_list`.
+    Limits(LimitsReply) = "limit_list",
     /// To `task_start`, `task_get` and `task_cancel`.
     Task(Box<TaskView>) = "task_start" | "task_get" | "task_cancel",
     /// To `task_list`.

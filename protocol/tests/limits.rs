@@ -15,6 +15,7 @@ use ganger_protocol::{
     cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
     frame,
     job::{JobState, Unique, UniqueOf, UniqueUntil},
+    limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{self, Limits},
     list::{JobFilter, JobList},
     progress::{Progress, ProgressItem, Wait},
@@ -311,13 +312,6 @@ fn names_hold_within_a_push_and_ids_beyond_it() {
     let text = id.to_string();
     let jobs = [named(&text, &[]), waits(&[&text])];
     assert_eq!(awaited(&jobs).unwrap(), [vec![], vec![Awaited::Nth(0)]]);
-}
-
-#[test]
-fn fields_that_are_not_served_are_refused_by_name() {
-    let name = || "name".parse().unwrap();
-    let refused = |field| Err((ErrorCode::UnsupportedOp, field));
-    check_job(refused("key"), |job| job.key = Some(name()));
 }
 
 #[test]
@@ -824,6 +818,91 @@ fn requests_about_cron_entries() {
         let next = u32::try_from(next).unwrap();
         let name = "nightly".parse().unwrap();
         check(expected, &Operation::CronShow(CronShow { name, next }));
+    });
+}
+
+#[track_caller]
+fn check_limit(expected: Outcome, target: LimitTarget, change: impl FnOnce(&mut LimitSet)) {
+    let mut set = LimitSet::of(target);
+    change(&mut set);
+    check(expected, &Operation::LimitSet(Box::new(set)));
+}
+
+fn of_key() -> LimitTarget {
+    LimitTarget::Key("tenant:*".parse().unwrap())
+}
+
+fn of_queue() -> LimitTarget {
+    LimitTarget::Queue("mail*".parse().unwrap())
+}
+
+#[test]
+fn a_limit_limits_something_of_queues_or_of_keys() {
+    check_limit(Err((BAD, "max_running")), of_key(), |_| {});
+    check_limit(Ok(()), of_key(), |set| set.sequence = true);
+    check_limit(Ok(()), of_key(), |set| set.weight = Some(1));
+    check_limit(Err((BAD, "weight")), of_queue(), |set| set.weight = Some(1));
+    check_limit(Err((BAD, "sequence")), of_queue(), |set| {
+        set.sequence = true;
+    });
+    check_limit(Err((BAD, "key")), of_queue(), |set| {
+        set.key = Some("a".parse().unwrap());
+    });
+    check_limit(Err((BAD, "queue")), of_key(), |set| set.key = None);
+    check_limit(Err((BAD, "max_running")), of_key(), |set| {
+        (set.max_running, set.sequence) = (Some(1), true);
+    });
+    for operation in [Operation::LimitShow, Operation::LimitDelete] {
+        check(Err((BAD, "queue")), &operation(OneLimit::default()));
+        check(Ok(()), &operation(OneLimit::of(of_key())));
+        let both = OneLimit {
+            queue: Some("a".parse().unwrap()),
+            key: Some("a".parse().unwrap()),
+        };
+        check(Err((BAD, "key")), &operation(both));
+    }
+}
+
+#[test]
+fn the_figures_of_a_limit() {
+    let figure = |value: u64| u32::try_from(value).unwrap();
+    check_range("max_running", 1..=1_000_000, |expected, value| {
+        check_limit(expected, of_queue(), |set| {
+            set.max_running = Some(figure(value));
+        });
+    });
+    check_range("weight", 1..=1_000, |expected, value| {
+        check_limit(expected, of_key(), |set| set.weight = Some(figure(value)));
+    });
+    let rate = |change: fn(&mut Rate, u64)| {
+        move |value| {
+            let mut rate = Rate {
+                n: 1,
+                per_ms: DurationMs(1),
+                burst: None,
+            };
+            change(&mut rate, value);
+            Some(rate)
+        }
+    };
+    let n = rate(|rate, value| rate.n = u32::try_from(value).unwrap());
+    check_range("rate.n", 1..=1_000_000, |expected, value| {
+        check_limit(expected, of_key(), |set| set.rate = n(value));
+    });
+    let burst = rate(|rate, value| rate.burst = Some(u32::try_from(value).unwrap()));
+    check_range("rate.burst", 1..=1_000_000, |expected, value| {
+        check_limit(expected, of_queue(), |set| set.rate = burst(value));
+    });
+    let per = rate(|rate, value| rate.per_ms = DurationMs(value));
+    check_range("rate.per_ms", 1..=31_622_400_000, |expected, value| {
+        check_limit(expected, of_queue(), |set| set.rate = per(value));
+    });
+    check_range("limit", 1..=1000, |expected, limit| {
+        let list = LimitList {
+            cursor: None,
+            limit: figure(limit),
+        };
+        check(expected, &Operation::LimitList(list));
     });
 }
 

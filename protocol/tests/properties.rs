@@ -18,6 +18,7 @@ use ganger_protocol::{
     frame, fuzzing,
     ids::{Tag, TaskId},
     job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
+    limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
     limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
     list::{JobFilter, JobList},
     progress::{Progress, ProgressItem, Wait},
@@ -168,6 +169,34 @@ fn job() -> impl Strategy<Value = JobSpec> {
         on_dead: unserved.4.3,
         retain_ms: unserved.5,
     })
+}
+
+fn limit_target() -> impl Strategy<Value = LimitTarget> {
+    let prefix = "([a-z:]{0,9}\\*|[a-z:]{1,9})";
+    prop_oneof![
+        prefix.prop_map(|text| LimitTarget::Queue(text.parse().unwrap())),
+        prefix.prop_map(|text| LimitTarget::Key(text.parse().unwrap())),
+    ]
+}
+
+fn limit_set() -> impl Strategy<Value = LimitSet> {
+    let count = || option::of(any::<u32>());
+    let rate = (any::<u32>(), ms(), count());
+    let rate = rate.prop_map(|(n, per_ms, burst)| Rate { n, per_ms, burst });
+    (
+        limit_target(),
+        count(),
+        option::of(rate),
+        count(),
+        any::<bool>(),
+    )
+        .prop_map(|(target, max_running, rate, weight, sequence)| LimitSet {
+            max_running,
+            rate,
+            weight,
+            sequence,
+            ..LimitSet::of(target)
+        })
 }
 
 fn ack_item() -> impl Strategy<Value = AckItem> {
@@ -532,6 +561,11 @@ fn operation() -> impl Strategy<Value = Operation> {
         (name(), any::<u32>())
             .prop_map(|(name, next)| Operation::CronShow(CronShow { name, next })),
         name().prop_map(|name| Operation::CronRun(CronRun { name })),
+        limit_set().prop_map(|set| Operation::LimitSet(Box::new(set))),
+        limit_target().prop_map(|target| Operation::LimitDelete(OneLimit::of(target))),
+        limit_target().prop_map(|target| Operation::LimitShow(OneLimit::of(target))),
+        (option::of(".{0,40}"), any::<u32>())
+            .prop_map(|(cursor, limit)| Operation::LimitList(LimitList { cursor, limit })),
         Just(Operation::Stats(Stats {})),
         (0..=INTEGER_MAX).prop_map(|offset| Operation::Backup(Backup { offset })),
     ]

@@ -152,6 +152,8 @@ impl Verb {
             | Operation::BatchShow(_)
             | Operation::BatchGraph(_)
             | Operation::BatchList(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_)
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
             | Operation::Stats(_) => Some(Self::Inspect),
@@ -173,6 +175,8 @@ impl Verb {
             | Operation::CronPause(_)
             | Operation::CronResume(_)
             | Operation::CronRun(_)
+            | Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
             | Operation::Backup(_) => Some(Self::Admin),
         }
     }
@@ -557,6 +561,11 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
                 .find(|queue| !own.iter().any(|own| own.matches(queue)))
                 .and_then(named)
         }
+        // A limit of keys counts in every queue.
+        Operation::LimitSet(set) => Some(set.queue.clone().unwrap_or_else(all)).filter(missing),
+        Operation::LimitDelete(one) | Operation::LimitShow(one) => {
+            Some(one.queue.clone().unwrap_or_else(all)).filter(missing)
+        }
         Operation::TaskStart(start) => missing_queue_of_task(start, own),
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
@@ -569,6 +578,7 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::BatchShow(_)
         | Operation::BatchGraph(_)
         | Operation::BatchList(_)
+        | Operation::LimitList(_)
         | Operation::JobGet(_)
         | Operation::Wait(_)
         | Operation::Stats(_) => Some(all()).filter(missing),
@@ -781,6 +791,7 @@ mod tests {
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
         ids::TaskId,
+        limit::{LimitList, LimitSet, LimitTarget, OneLimit},
         list::{JobFilter, JobList},
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
@@ -858,6 +869,7 @@ mod tests {
         let one = || OneQueue { queue: queue(name) };
         let pattern = Some(name.parse().unwrap());
         let cron = || "nightly".parse().unwrap();
+        let limit = || LimitTarget::Queue(name.parse().unwrap());
         let set = CronSet::new(cron(), job.clone());
         let open = BatchOpen {
             on_settled: Some(Box::new(job.clone())),
@@ -958,6 +970,19 @@ mod tests {
                 }),
                 Verb::Inspect,
             ),
+            (
+                Operation::LimitSet(Box::new(LimitSet::of(limit()))),
+                Verb::Admin,
+            ),
+            (Operation::LimitDelete(OneLimit::of(limit())), Verb::Admin),
+            (Operation::LimitShow(OneLimit::of(limit())), Verb::Inspect),
+            (
+                Operation::LimitList(LimitList {
+                    cursor: None,
+                    limit: 1,
+                }),
+                Verb::Inspect,
+            ),
             (Operation::Backup(Backup { offset: 0 }), Verb::Admin),
         ]
     }
@@ -1018,6 +1043,7 @@ mod tests {
             "batch_show",
             "batch_graph",
             "batch_list",
+            "limit_list",
         ];
         for (name, own) in [
             ("mail.eu", true),

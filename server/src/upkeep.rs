@@ -8,6 +8,7 @@ mod batches;
 mod compact;
 mod crons;
 mod doctor;
+mod limits;
 mod restore;
 mod stream;
 mod transfer;

@@ -14,6 +14,7 @@ mod demo;
 mod directories;
 mod durability;
 mod expiry;
+mod fairness;
 mod lifecycle;
 mod limits;
 mod listing;

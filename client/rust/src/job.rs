@@ -221,6 +221,21 @@ impl Job {
         })
     }
 
+    /// The key, such as a tenant: keys share their queue, however many jobs each has, and limits of
+    /// keys count for it.
+    ///
+    /// ```
+    /// # use ganger_client::Job;
+    /// let job = Job::new("report").key("tenant:42");
+    /// ```
+    #[must_use]
+    pub fn key(self, key: &str) -> Self {
+        self.try_with(|spec| {
+            spec.key = Some(key.parse().map_err(name("key"))?);
+            Ok(())
+        })
+    }
+
     /// Not granted from this wall time on: a job that still waits then is `expired`.
     ///
     /// ```
@@ -379,7 +394,7 @@ impl Job {
     /// The job as it is pushed. [`Client::push`](crate::Client::push) calls this by itself.
     ///
     /// # Errors
-    /// When the kind, the queue, a tag or the unique key is no legal name.
+    /// When the kind, the queue, a tag, the key or the unique key is no legal name.
     ///
     /// ```
     /// # use ganger_client::Job;

@@ -64,6 +64,7 @@ mod handshake;
 mod in_flight;
 mod job;
 mod jobs;
+mod limits;
 mod options;
 mod progress;
 mod queues;

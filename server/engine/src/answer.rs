@@ -49,6 +49,11 @@ impl Engine {
                 (None, _) => self.need_of_job(job, false),
             };
             needs.extend(need);
+            if let (Some(lease), Some(Answer::Fail | Answer::Release)) =
+                (self.leases.find(&job), answer)
+            {
+                needs.extend(self.need_of_hold(lease.lane));
+            }
         }
         needs
     }
@@ -129,6 +134,9 @@ impl Engine {
             self.keep_done(now, item, &lease, facts);
         } else if lease.has_record {
             if let Some(record) = self.lookup(item.job, facts) {
+                if record.holds_key {
+                    self.end_hold_of(now, lease.lane);
+                }
                 self.group.delete_job(&record);
             }
         } else {
@@ -369,6 +377,7 @@ impl Engine {
             deadline: now.wall.plus(rest),
             place: lease.place.unwrap_or_else(|| Place::of_birth(&item.job)),
             attempt: lease.attempt,
+            key: lease.lane,
         };
         self.group.grants.insert(item.job, record);
         self.group.operations += 1;

@@ -221,6 +221,7 @@ impl Engine {
         self.pass_key(record, from, Some(JobState::Cancelled));
         let before = Standing::of_job(from, record.attempt, record.releases);
         self.move_member(now, record.batch, before, Standing::Cancelled);
+        self.end_hold(now, record);
         let retention = self.retention_of(record);
         self.retain(now, record, JobState::Cancelled, retention);
         self.job_is_over(now, record.id);

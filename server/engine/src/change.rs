@@ -4,12 +4,16 @@
 
 use std::sync::Arc;
 
-use ganger_protocol::{BatchId, Bytes, JobId, SessionId, job::JobError, workflow::NodeState};
+use ganger_protocol::{
+    BatchId, Bytes, JobId, NamespaceName, SessionId, job::JobError, limit::LimitTarget,
+    workflow::NodeState,
+};
 
 use crate::records::{
     BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, GroupNumber, HeadRecord,
-    JobRecord, LeaseRecord, LeftRun, NodeRecord, OutcomeRecord, PartKey, ProducerNumber,
-    QueueNumber, QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey, UniqueRecord,
+    JobRecord, LeaseRecord, LeftRun, LimitRecord, NodeRecord, OutcomeRecord, PartKey,
+    ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, SessionRecord, Timer, UniqueKey,
+    UniqueRecord,
 };
 
 /// Everything that is written together and becomes durable together.
@@ -65,6 +69,8 @@ pub enum Change {
     DeleteNode(BatchId, JobId, u16),
     PutNodeEnd(BatchId, JobId, NodeState),
     DeleteNodeEnd(BatchId, JobId),
+    PutLimit(Box<LimitRecord>),
+    DeleteLimit(NamespaceName, LimitTarget),
     PutContent(JobId, Arc<Content>),
     PutError(JobId, u8, Box<JobError>),
     /// A result or a cursor.

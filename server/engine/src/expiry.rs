@@ -2,7 +2,7 @@
 //!
 //! Every waiting job with an `expires_at` has a timer; a grant takes it away, and whatever brings
 //! the job back to waiting sets it again, so a leased job does not expire. A grant that comes
-//! before the timer looks by itself. Taking a job out of where it waits is here, too.
+//! before the timer looks by itself (`lanes.rs`). Taking a job out of where it waits is here, too.
 
 use ganger_protocol::{JobId, Timestamp, job::JobState, workflow::NodeState};
 
@@ -11,7 +11,7 @@ use crate::{
     batch::Standing,
     command::Now,
     facts::{Fact, Facts, Need},
-    records::{JobRecord, Place, QueueNumber, StoredJob, Timer, TimerKind},
+    records::{JobRecord, Place, StoredJob, Timer, TimerKind},
     waits::ended_reply,
     window::{Head, HeadJob},
     workflow::node_of,
@@ -59,6 +59,8 @@ impl Engine {
         {
             run.heads -= 1;
         }
+        let job = (record.id, record.content.as_deref());
+        self.has_left_lane(now.mono, place.run.lane, job);
         self.leave(place.run, place.index);
         self.watch_straggler(place.run, now.mono);
     }
@@ -91,26 +93,11 @@ impl Engine {
         }
     }
 
-    /// The highest priority of a queue that has a head at hand, none above it being unread. Heads
-    /// whose time has passed expire on the way.
-    pub(crate) fn first_window(&mut self, now: Now, number: QueueNumber) -> Option<u8> {
-        loop {
-            let queue = self.queues.find(number)?;
-            let (priority, window) = queue.windows().find(|(_, window)| !window.is_idle())?;
-            match window.heads.front() {
-                None => return None,
-                Some(head) if !head.is_expired(now.wall) => return Some(priority),
-                Some(_) => {
-                    let head = self.queues.pop(number, priority)?;
-                    self.expire_head(now, head);
-                }
-            }
-        }
-    }
-
     /// A head that was taken out of its window has expired.
-    fn expire_head(&mut self, now: Now, head: Head) {
+    pub(crate) fn expire_head(&mut self, now: Now, head: Head) {
         let Head { place, id, job, .. } = head;
+        let left = (id, job.content().map(|content| &**content));
+        self.has_left_lane(now.mono, place.run.lane, left);
         if let Some(run) = self.runs.get_mut(&place.run) {
             run.heads -= 1;
         }
@@ -130,6 +117,7 @@ impl Engine {
         let before = Standing::of_job(record.state, record.attempt, record.releases);
         self.move_member(now, record.batch, before, Standing::Expired);
         self.unwatch_expiry(record.id, expiry_of(record));
+        self.end_hold(now, record);
         let retention = self.retention_of(record);
         self.retain(now, record, JobState::Expired, retention);
         self.job_is_over(now, record.id);

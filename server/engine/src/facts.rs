@@ -15,8 +15,8 @@ use ganger_protocol::{
 
 use crate::records::{
     BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
-    LeftRun, NodeRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, QueueNumber,
-    QueueRecord, RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
+    LeftRun, LimitRecord, NodeRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
+    QueueNumber, QueueRecord, RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
 
 /// Something to read.
@@ -43,6 +43,17 @@ pub enum Need {
         entries_max: u32,
         /// No further run once the contents have so many bytes.
         bytes_max: u32,
+    },
+    /// The lanes of keys that have runs. Answered by [`Fact::Lanes`].
+    Lanes {
+        /// The queue.
+        queue: QueueNumber,
+        /// The priority.
+        priority: u8,
+        /// Lanes with higher numbers than this one.
+        after: u64,
+        /// At most so many.
+        max: u32,
     },
     /// The next timers. Answered by [`Fact::Timers`].
     Timers {
@@ -183,6 +194,13 @@ pub enum Fact {
     Bytes(Option<Bytes>),
     /// Entries in order.
     Heads(Heads),
+    /// Lanes in order, and whether these are all.
+    Lanes {
+        /// The lanes.
+        lanes: Vec<u64>,
+        /// Whether there is none behind them.
+        at_end: bool,
+    },
     /// Timers in order, and whether these are all.
     Timers {
         /// The timers.
@@ -280,6 +298,11 @@ impl Facts {
         self.0.get(need)
     }
 
+    /// Everything that was answered.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Need, &Fact)> {
+        self.0.iter()
+    }
+
     /// About how many bytes the contents of its jobs take.
     pub fn content_bytes(&self) -> usize {
         let contents = self.0.values().filter_map(|fact| match fact {
@@ -307,6 +330,8 @@ pub struct Recovered {
     pub queues: Vec<QueueRecord>,
     /// Every cron entry.
     pub crons: Vec<CronRecord>,
+    /// Every limit.
+    pub limits: Vec<LimitRecord>,
     /// Every batch that is not settled.
     pub batches: Vec<BatchRecord>,
     /// Every session.

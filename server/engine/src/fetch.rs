@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ganger_protocol::{
-    Bytes, DurationMs, ErrorCode, NamespaceName, SessionId, WireError,
+    Bytes, DurationMs, ErrorCode, JobId, NamespaceName, SessionId, WireError,
     job::{GrantedJob, JobState},
     limits::{SESSION_WAITERS_MAX, TIMEOUT_DEFAULT},
     request::Fetch,
@@ -15,9 +15,10 @@ use crate::{
     Engine,
     command::{ConnectionId, Now, Origin, Outcome, Reply},
     facts::{Facts, Need},
+    lanes::Next,
     lease::{Answer, Lease},
     lease_id,
-    records::{GroupNumber, LeaseRecord, QueueNumber},
+    records::{Content, GroupNumber, Lane, LeaseRecord, QueueNumber},
     waiters::{Ticket, Until, Waiter},
     window::{Head, HeadJob},
 };
@@ -34,7 +35,13 @@ struct Grants {
 }
 
 impl Engine {
-    pub(crate) fn needs_of_fetch(&self, now: Now, origin: &Origin, fetch: &Fetch) -> Vec<Need> {
+    pub(crate) fn needs_of_fetch(
+        &self,
+        now: Now,
+        origin: &Origin,
+        fetch: &Fetch,
+        facts: &Facts,
+    ) -> Vec<Need> {
         let fails = fetch.fails.iter().map(|item| (item.job, item.lease));
         let mut needs = self.needs_of_acks(&fetch.acks);
         needs.extend(self.needs_of_answers(fails, Some(Answer::Fail)));
@@ -46,9 +53,17 @@ impl Engine {
             };
             let mut missing = wanted;
             for (priority, window) in queue.windows() {
+                if queue.rings.is_some() {
+                    needs.extend(self.needs_of_lanes(queue.record.number, priority, facts));
+                }
                 let live = window.live(missing, now.wall);
                 if window.is_short_of_live(missing, live) {
-                    needs.push(self.need_of_heads(queue.record.number, priority, window.end));
+                    let lane = Lane {
+                        queue: queue.record.number,
+                        priority,
+                        lane: 0,
+                    };
+                    needs.push(self.need_of_heads(lane, window.end));
                     break;
                 }
                 missing -= live;
@@ -63,19 +78,10 @@ impl Engine {
         needs
     }
 
-    pub(crate) fn need_of_heads(
-        &self,
-        queue: QueueNumber,
-        priority: u8,
-        after: Option<(u64, u8)>,
-    ) -> Need {
+    pub(crate) fn need_of_heads(&self, lane: Lane, after: Option<(u64, u8)>) -> Need {
         let (entries, bytes) = self.queues.refill_room();
         Need::Heads {
-            lane: crate::records::Lane {
-                queue,
-                priority,
-                lane: 0,
-            },
+            lane,
             after,
             entries_max: u32::try_from(entries).unwrap_or(u32::MAX),
             bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX),
@@ -229,7 +235,7 @@ impl Engine {
     ) -> Option<QueueNumber> {
         let ready: Vec<_> = candidates
             .iter()
-            .filter(|(queue, _)| self.first_window(now, *queue).is_some())
+            .filter(|(queue, _)| matches!(self.next_lane(now, *queue), Next::Of(_)))
             .collect();
         let deficits = self.sessions.find_mut(session)?.deficits(&fetch.queues);
         let total: i64 = ready.iter().map(|(_, weight)| i64::from(*weight)).sum();
@@ -257,16 +263,14 @@ impl Engine {
         session: SessionId,
         grants: &mut Grants,
     ) -> bool {
-        let head = self
-            .first_window(now, queue)
-            .and_then(|priority| self.queues.pop(queue, priority));
-        match head {
-            Some(head) => {
-                self.grant(now, head, session, grants);
-                true
-            }
-            None => false,
-        }
+        let Next::Of(lane) = self.next_lane(now, queue) else {
+            return false;
+        };
+        let Some(head) = self.take_turn(lane) else {
+            return false;
+        };
+        self.grant(now, head, session, grants);
+        true
     }
 
     fn grant(&mut self, now: Now, head: Head, session: SessionId, grants: &mut Grants) {
@@ -296,6 +300,8 @@ impl Engine {
             ),
         };
         self.unwatch_expiry(id, content.expires_at);
+        self.use_rate_of_queue(now, queue);
+        let lane = self.key_slot(now, &place.run.lane, id, &content);
         let key = self.key_at_grant(id, &content, attempt);
         let (number, reserved) = self.take_number();
         let number = lease_id(number);
@@ -312,6 +318,7 @@ impl Engine {
                 spilled_parts,
                 kind,
                 attempt,
+                lane,
                 key,
                 batch: content.batch,
                 is_node: content.node.is_some(),
@@ -336,6 +343,7 @@ impl Engine {
             deadline,
             place,
             attempt,
+            key: lane,
         };
         self.group.grants.insert(id, record);
         self.group.operations += 1;
@@ -361,8 +369,19 @@ impl Engine {
             pushed_at,
             tags: content.tags.clone(),
             batch: content.batch,
+            key: content.key.clone(),
             cursor,
         });
+    }
+
+    /// A job of this content is granted from a lane: its key has one slot less. The lane of its key.
+    fn key_slot(&mut self, now: Now, from: &Lane, job: JobId, content: &Content) -> u64 {
+        let Some(key) = &content.key else { return 0 };
+        let known = self.keys.remembered(job);
+        let lane = known.unwrap_or_else(|| self.lane_of_job(from.queue, Some(content)));
+        self.take_slot(now, lane, from.queue, key);
+        self.has_left_lane(now.mono, *from, (job, Some(content)));
+        lane
     }
 
     fn stand(&mut self, session: SessionId, origin: Origin, fetch: Fetch, until: Until) {
@@ -382,8 +401,9 @@ impl Engine {
         for number in queues {
             if let Some(queue) = self.queues.find_mut(number) {
                 queue.waiters.insert(ticket);
-                // What was at hand had expired: the next tick reads on.
-                if !queue.record.paused && queue.windows().any(|(_, window)| window.is_behind) {
+                // What was at hand had expired or moved: the next tick reads on.
+                let may_have_more = queue.may_be_unread() || queue.has_turns();
+                if !queue.record.paused && may_have_more {
                     self.unserved.insert(number);
                 }
             }
@@ -462,14 +482,14 @@ impl Engine {
             return None;
         }
         let ticket = queue.waiters.first().copied()?;
-        if self.first_window(now, number).is_some() {
-            return Some(ticket);
+        match self.next_lane(now, number) {
+            Next::Of(_) => Some(ticket),
+            Next::Later => {
+                self.unserved.insert(number);
+                None
+            }
+            Next::Nothing => None,
         }
-        let queue = self.queues.find(number)?;
-        if queue.windows().any(|(_, window)| window.is_behind) {
-            self.unserved.insert(number);
-        }
-        None
     }
 
     /// Answers a waiting fetch, with what is there when it `takes` jobs.

@@ -11,9 +11,10 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, Bytes, JobId, SessionId, Timestamp,
+    BatchId, Bytes, JobId, NamespaceName, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
+    limit::LimitTarget,
     workflow::NodeState,
 };
 
@@ -84,6 +85,8 @@ pub(crate) struct OpenGroup {
     edges: BTreeMap<(Side, JobId, JobId), bool>,
     nodes: BTreeMap<(BatchId, JobId), NodeChange>,
     node_ends: BTreeMap<(BatchId, JobId), Option<NodeState>>,
+    /// Limits that changed, or are gone.
+    pub(crate) limits: BTreeSet<(NamespaceName, LimitTarget)>,
     blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
@@ -400,6 +403,14 @@ impl OpenGroup {
         let to = Included((batch, JobId::from_bytes([u8::MAX; JobId::BYTES])));
         let nodes = self.nodes.range((from, to));
         nodes.map(|((_, job), change)| (*job, change))
+    }
+
+    /// The record of a limit is to be written, or deleted.
+    pub(crate) fn touch_limit(&mut self, namespace: NamespaceName, target: LimitTarget) {
+        if self.limits.insert((namespace, target)) {
+            self.operations += 1;
+            self.bytes += 512;
+        }
     }
 
     /// The record of a cron entry of about so many bytes is to be written, or deleted.

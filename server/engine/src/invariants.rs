@@ -18,6 +18,7 @@ impl Engine {
         self.check_keys()?;
         self.check_runs()?;
         self.check_waiters()?;
+        self.check_limits()?;
         self.check_crons()?;
         self.check_batches()?;
         self.check_workflows()
@@ -128,8 +129,8 @@ impl Engine {
         let (mut heads, mut bytes) = (0, 0);
         for queue in self.queues.iter() {
             let name = &queue.record.name;
-            let (mut known, mut is_whole) = (0_u64, true);
-            for (priority, window) in queue.windows() {
+            let (mut known, mut is_whole) = (0_u64, queue.knows_lanes());
+            for (priority, window) in queue.all_windows() {
                 is_whole &= !window.is_behind;
                 known += window.heads.len() as u64;
                 heads += window.heads.len();
@@ -150,7 +151,7 @@ impl Engine {
                     ));
                 }
             }
-            let heads_of = queue.windows().flat_map(|(_, window)| &window.heads);
+            let heads_of = queue.all_windows().flat_map(|(_, window)| &window.heads);
             if let Some(head) = heads_of.into_iter().find(|head| !may_run(head)) {
                 return Err(format!(
                     "I9: {:?} has failed too often to be ready",
@@ -236,7 +237,7 @@ impl Engine {
     /// speak of them.
     fn check_runs(&self) -> Result<(), String> {
         let mut heads = BTreeMap::new();
-        let windows = self.queues.iter().flat_map(|queue| queue.windows());
+        let windows = self.queues.iter().flat_map(|queue| queue.all_windows());
         for head in windows.flat_map(|(_, window)| &window.heads) {
             *heads.entry(head.place.run).or_insert(0_u8) += 1;
         }
@@ -285,7 +286,8 @@ impl Engine {
             }
         }
         for queue in self.queues.iter().filter(|queue| !queue.waiters.is_empty()) {
-            let has_heads = queue.windows().any(|(_, window)| !window.heads.is_empty());
+            // A queue at its limit is not: who wakes it is checked with its limit.
+            let has_heads = queue.limit.is_none() && queue.has_turns();
             let is_awaited = self.unserved.contains(&queue.record.number);
             if has_heads && !queue.record.paused && !is_awaited {
                 return Err(format!(

@@ -84,6 +84,7 @@ impl JobRecord {
             cancel_at: None,
             waits_for: 0,
             holds_unique: false,
+            holds_key: false,
             progress: None,
             result_parts: 0,
         }
@@ -135,6 +136,7 @@ impl JobRecord {
         self.place = None;
         self.cancel_at = None;
         self.waits_for = 0;
+        self.holds_key = false;
     }
 
     /// The record as a person sees it, without payload, cursor, result and errors. The state is that of the
@@ -165,6 +167,7 @@ impl JobRecord {
             condition: waits.map(|node| node.condition),
             on_dead: waits.map(|node| node.on_dead),
             awaited_by: Vec::new(),
+            key: content.key.clone(),
             lease: None,
             cancel_at: self.cancel_at,
             closed_at: self.closed_at,

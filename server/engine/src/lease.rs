@@ -28,6 +28,8 @@ pub(crate) struct Lease {
     pub(crate) kind: KindNumber,
     /// Which grant of the job it is.
     pub(crate) attempt: u32,
+    /// The lane of the key of its job; 0: it has none.
+    pub(crate) lane: u64,
     /// The unique key that goes with an ack.
     pub(crate) key: LeaseKey,
     /// The batch that its job is a member of; `None` too while `key` is unread.

@@ -19,6 +19,7 @@
 //! | `unique`, `expiry`, `cancel` | who holds a key; which jobs are no longer granted, or stopped |
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `workflow` | jobs that wait for others |
+//! | `limits`, `keys`, `lanes` | how many jobs of a queue or key run; whose turn it is within a queue |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
@@ -39,8 +40,11 @@ mod fetch;
 mod group;
 mod invariants;
 pub mod job;
+pub mod keys;
 mod kinds;
+pub mod lanes;
 mod lease;
+mod limits;
 pub mod list;
 mod look;
 #[cfg(test)]
@@ -74,7 +78,7 @@ use foldhash::HashMap;
 use ganger_protocol::{
     ErrorCode, LeaseId, SessionId, WireError,
     job::JobState,
-    limits::{self, Limits},
+    limits::{BATCHES_MAX, LIMITS_MAX, Limits, WAITS_MAX},
     request::Operation,
     response::ReplyBody,
 };
@@ -87,8 +91,11 @@ use self::{
     cron::Crons,
     facts::{Fact, Facts, Need},
     group::OpenGroup,
+    keys::Keys,
     kinds::Kinds,
+    lanes::SPILLS_MAX,
     lease::{Answer, Leases},
+    limits::Limits as JobLimits,
     purge::Sweeps,
     push::Producers,
     queue::Queues,
@@ -129,6 +136,8 @@ pub struct Options {
     pub namespaces_max: usize,
     /// Cron entries of the shard at most. Default 10 000, of up to 6 KiB each.
     pub crons_max: usize,
+    /// Limits of the shard at most. Default 200 000, of up to 300 bytes each.
+    pub limits_max: usize,
     /// Waits for the end of jobs, of the shard. Default 65 536.
     pub waits_max: usize,
     /// Batches of the shard that are not settled at most. Default 10 000, of up to 6 KiB each.
@@ -150,8 +159,9 @@ impl Default for Options {
             queues_max: 1 << 16,
             namespaces_max: 256,
             crons_max: 10_000,
-            waits_max: limits::WAITS_MAX,
-            batches_max: limits::BATCHES_MAX,
+            limits_max: LIMITS_MAX,
+            waits_max: WAITS_MAX,
+            batches_max: BATCHES_MAX,
             seed: 0,
             secret: [0; 32],
         }
@@ -205,6 +215,15 @@ pub struct Engine {
     crons: Crons,
     batches: Batches,
     workflows: Workflows,
+    limits: JobLimits,
+    keys: Keys,
+    /// Queues that wait for the rate of their limit.
+    queues_at_rate: BTreeSet<(Mono, QueueNumber)>,
+    /// Queues in which something may be granted that could not before: offered when the command is
+    /// done.
+    awakened: BTreeSet<QueueNumber>,
+    /// Jobs that this command may still move out of shared lanes.
+    spills: u32,
     /// Old numbers of purged queues.
     sweeps: Sweeps,
     /// Queues that have both waiting fetches and ready jobs that must be read first.
@@ -239,6 +258,9 @@ impl Engine {
             (Need::Heads { lane, after, .. }, Fact::Heads(heads)) => {
                 self.refill_lane(*lane, *after, heads);
             }
+            (Need::Lanes { .. }, Fact::Lanes { lanes, at_end }) => {
+                self.learn_lanes(need, lanes, *at_end);
+            }
             (Need::Timers { after, .. }, Fact::Timers { timers, at_end }) => {
                 self.refill_schedule(*after, timers, *at_end);
             }
@@ -249,6 +271,8 @@ impl Engine {
     /// Applies a command. Every need must have been answered.
     pub fn apply(&mut self, now: Now, command: Command, facts: &Facts) -> Outcome {
         let mut outcome = Outcome::default();
+        self.spills = SPILLS_MAX;
+        self.learn_holds(now, facts);
         match command {
             Command::Request(origin, operation) => {
                 if let Some(session) = origin.session.and_then(|id| self.sessions.find_mut(id)) {
@@ -276,6 +300,11 @@ impl Engine {
             Command::FileCrons(crons) => self.take_file_crons(now, crons),
             Command::Tick => self.tick(now, facts, &mut outcome),
         }
+        if !self.awakened.is_empty() {
+            let awakened = std::mem::take(&mut self.awakened);
+            self.offer_all(now, awakened.into_iter(), &mut outcome);
+        }
+        self.keys.forget_learned(now.mono);
         self.answer_waits(&mut outcome);
         outcome
     }
@@ -293,6 +322,7 @@ impl Engine {
         let queues = std::mem::take(&mut group.queues);
         let crons = std::mem::take(&mut group.crons);
         let batches = std::mem::take(&mut group.batches);
+        let limits = std::mem::take(&mut group.limits);
         let mut changes = group.into_changes(&acks);
         changes.extend(leases);
         changes.extend(queues.iter().map(|queue| match self.queue_record(*queue) {
@@ -306,6 +336,12 @@ impl Engine {
         changes.extend(batches.iter().map(|id| match self.batches.find(*id) {
             Some(record) => Change::PutBatch(Box::new(record.clone())),
             None => Change::DeleteLiveBatch(*id),
+        }));
+        changes.extend(limits.into_iter().map(|(namespace, target)| {
+            match self.limits.record(&namespace, &target) {
+                Some(record) => Change::PutLimit(Box::new(record)),
+                None => Change::DeleteLimit(namespace, target),
+            }
         }));
         self.head.wall = self.head.wall.max(now.wall);
         changes.push(Change::PutHead(self.head));
@@ -360,7 +396,7 @@ impl Engine {
     ) -> Vec<Need> {
         match operation {
             Operation::Push(push) => self.needs_of_push(origin, push, facts),
-            Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch),
+            Operation::Fetch(fetch) => self.needs_of_fetch(now, origin, fetch, facts),
             Operation::Ack(ack) => self.needs_of_acks(&ack.leases),
             Operation::Fail(fail) => {
                 let leases = fail.leases.iter().map(|item| (item.job, item.lease));
@@ -407,6 +443,10 @@ impl Engine {
             }
             Operation::BatchList(list) => Self::needs_of_batch_list(list),
             Operation::BatchGraph(graph) => self.needs_of_graph_shown(graph, facts),
+            Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_) => Vec::new(),
             Operation::Hello(_)
             | Operation::Heartbeat(_)
             | Operation::JobList(_)
@@ -489,6 +529,10 @@ impl Engine {
             Operation::BatchShow(name) => self.batch_view(&origin, name.batch, facts)?,
             Operation::BatchList(list) => self.batch_list(&origin, &list, facts)?,
             Operation::BatchGraph(graph) => self.batch_graph(&origin, &graph, facts)?,
+            Operation::LimitSet(set) => self.limit_set(&origin, &set)?,
+            Operation::LimitDelete(one) => self.limit_delete(&origin, &one)?,
+            Operation::LimitShow(one) => self.limit_show(&origin, &one)?,
+            Operation::LimitList(list) => self.limit_list(&origin, &list)?,
             Operation::Stats(_) => self.stats(now, &origin),
             Operation::Hello(_)
             | Operation::JobList(_)
@@ -545,18 +589,6 @@ impl Engine {
             false => self.reserved_in,
         };
         (number, after)
-    }
-
-    /// A position at the tail.
-    fn position_at_tail(head: &mut HeadRecord) -> u64 {
-        head.position_high += 1;
-        head.position_high
-    }
-
-    /// A position at the head.
-    fn position_at_head(&mut self) -> u64 {
-        self.head.position_low -= 1;
-        self.head.position_low
     }
 
     /// An entry leaves its run. When it was the last one, the run goes.

@@ -143,6 +143,7 @@ impl Engine {
             session.leases.remove(&job);
         }
         self.leave_lease_part(job, lease.part);
+        self.free_slot(now, lease.lane);
         self.forget_cancel(job, &lease);
         if let Some(place) = lease.place {
             if let Some(run) = self.runs.get_mut(&place.run) {
@@ -210,17 +211,21 @@ impl Engine {
         let queue = record.queue;
         match next {
             Next::Scheduled(at) => {
+                self.hold_key(&mut record);
                 self.watch_expiry(record.id, expiry_of(&record));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Scheduled));
                 self.put_scheduled(record, at);
             }
             Next::ReadyAtHead => {
+                self.hold_key(&mut record);
                 self.watch_expiry(record.id, expiry_of(&record));
                 self.count(queue, Some(JobState::Leased), Some(JobState::Ready));
                 self.make_ready_at_head(record);
             }
             Next::Dead(reason) => {
                 self.pass_key(&record, JobState::Leased, Some(JobState::Dead));
+                self.end_hold(now, &record);
+                record.holds_key = false;
                 let retention = self.queues.find(queue);
                 let retention = retention.map(crate::queue::Queue::dead_retention);
                 record.close_as_dead(reason, now.wall, retention.unwrap_or_default());
@@ -238,6 +243,7 @@ impl Engine {
             }
             Next::Deleted => {
                 self.pass_key(&record, JobState::Leased, None);
+                self.end_hold(now, &record);
                 self.count(queue, Some(JobState::Leased), None);
                 self.move_member(now, record.batch, Standing::Tried, Standing::Deleted);
                 self.group.delete_job(&record);
@@ -263,14 +269,20 @@ impl Engine {
 
     /// Makes a job ready at the tail of its lane. Its state was counted by the caller.
     pub(crate) fn make_ready_at_tail(&mut self, mut record: Box<JobRecord>) {
+        if record.holds_key {
+            return self.make_ready_at_head(record);
+        }
+        let (queue, priority) = (record.queue, record.priority);
+        let key = record.content.as_ref().and_then(|it| it.key.clone());
+        record.lane = key.map_or(0, |key| self.lane_to_join(queue, priority, &key));
         let lane = Lane {
-            queue: record.queue,
-            priority: record.priority,
+            queue,
+            priority,
             lane: record.lane,
         };
         let (head, group) = (&mut self.head, &mut self.group);
         let entry = Entry::Reference(record.id);
-        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let place = group.append(lane, entry, || head.position_at_tail());
         record.state = JobState::Ready;
         record.run_at = None;
         record.place = Some(place);
@@ -285,12 +297,13 @@ impl Engine {
     }
 
     fn make_ready_at_head(&mut self, mut record: Box<JobRecord>) {
+        record.lane = self.lane_to_lead(&record);
         let lane = Lane {
             queue: record.queue,
             priority: record.priority,
             lane: record.lane,
         };
-        let position = self.position_at_head();
+        let position = self.head.position_at_head();
         let place = self.group.prepend(lane, record.id, position);
         record.state = JobState::Ready;
         record.run_at = None;
@@ -362,10 +375,8 @@ impl Engine {
 
     /// Takes in the next entries of a lane: those of the store and those of the open group.
     pub(crate) fn refill_lane(&mut self, lane: Lane, after: Option<(u64, u8)>, heads: &Heads) {
-        let window = self
-            .queues
-            .find(lane.queue)
-            .and_then(|queue| queue.window(lane.priority));
+        let queue = self.queues.find(lane.queue);
+        let window = queue.and_then(|queue| queue.lane_window(lane));
         if window.is_none_or(|window| window.end != after || !window.is_behind) {
             return;
         }
@@ -387,6 +398,9 @@ impl Engine {
             .filter_map(|row| self.head_of(row))
             .collect();
         self.queues.refill(lane, heads_in, end, !heads.at_end);
+        if lane.lane != 0 {
+            self.drop_idle_lane(Mono::default(), lane);
+        }
     }
 
     /// The entries of a lane that the open group has.
@@ -481,12 +495,22 @@ impl Engine {
         self.schedule.refill(&all, end, at_end);
     }
 
+    /// What must be read before a lease can end without an ack.
+    pub(crate) fn needs_to_end_lease(&self, job: JobId) -> Vec<Need> {
+        let lease = self.leases.find(&job);
+        let hold = lease.and_then(|lease| self.need_of_hold(lease.lane));
+        self.need_of_job(job, true)
+            .into_iter()
+            .chain(hold)
+            .collect()
+    }
+
     /// What must be read before all leases of a session can end.
     pub(crate) fn needs_of_session(&self, session: Option<SessionId>) -> Vec<Need> {
         let session = session.and_then(|id| self.sessions.find(id));
         let leases = session.into_iter().flat_map(|session| &session.leases);
         leases
-            .filter_map(|job| self.need_of_job(*job, true))
+            .flat_map(|job| self.needs_to_end_lease(*job))
             .collect()
     }
 }

@@ -23,8 +23,11 @@ use crate::{
     command::{Mono, Now, Origin, Outcome},
     expiry::expiry_of,
     facts::{Fact, Facts, HeadEntry, HeadRow, Need, Remain, Stage},
+    keys::hold_lock,
     queue::Queue,
-    records::{BlobKind, Content, GroupNumber, JobRecord, QueueNumber, QueueRecord, UniqueKey},
+    records::{
+        BlobKind, Content, GroupNumber, JobRecord, Lane, QueueNumber, QueueRecord, UniqueKey,
+    },
     retention::is_retained,
     unique::is_ended_by_time,
     waits::not_kept,
@@ -161,16 +164,28 @@ impl Engine {
     /// Takes a queue away and leaves its number to the sweep: its heads leave memory, its leases
     /// end and their workers are told.
     fn take_away(&mut self, now: Now, number: QueueNumber, outcome: &mut Outcome) -> Option<Queue> {
+        let own: Vec<Lane> = self
+            .queues
+            .find(number)
+            .into_iter()
+            .flat_map(|queue| queue.own_lanes().map(|(lane, _)| lane))
+            .collect();
         let (queue, heads) = self.queues.remove(number)?;
+        for lane in own {
+            self.keys.remove_lane(lane, now.mono);
+        }
+        self.keys.forget_queue(number);
+        self.forget_holds();
         for run in heads {
             self.forget_head(run);
         }
-        self.end_leases_of(number, outcome);
+        self.end_leases_of(now, number, outcome);
         if let Some(at) = queue.record.paused_until {
             self.unset_timer(crate::settings::pause_timer(number, at));
         }
         self.overfull.retain(|(of, _)| *of != number);
         self.unserved.remove(&number);
+        self.awakened.remove(&number);
         let mut record = queue.record.clone();
         record.is_purged = true;
         record.paused_until = None;
@@ -190,7 +205,7 @@ impl Engine {
 
     /// Ends the leases of a queue whose jobs are gone. Their entries stay in their runs, for the
     /// sweep to find.
-    fn end_leases_of(&mut self, number: QueueNumber, outcome: &mut Outcome) {
+    fn end_leases_of(&mut self, now: Now, number: QueueNumber, outcome: &mut Outcome) {
         let of_queue = self
             .leases
             .iter()
@@ -205,6 +220,7 @@ impl Engine {
                 session.leases.remove(&job);
             }
             self.leave_lease_part(job, lease.part);
+            self.free_slot(now.mono, lease.lane);
             if let Some(place) = lease.place {
                 self.forget_lease_of_run(place.run);
             }
@@ -277,14 +293,25 @@ impl Engine {
                         own(*id, record.as_ref()?.content.as_deref())
                     }
                 })
+                .chain(rows.iter().filter_map(|row| match &row.entry {
+                    HeadEntry::Reference(_, record) => self.hold_of(record.as_ref()?),
+                    HeadEntry::Packed(_) => None,
+                }))
                 .collect(),
             Remain::Job(record)
             | Remain::Guest(_, Some(record))
-            | Remain::Closed(_, Some(record)) => own(record.id, record.content.as_deref())
-                .into_iter()
-                .collect(),
+            | Remain::Closed(_, Some(record)) => {
+                let unique = own(record.id, record.content.as_deref());
+                unique.into_iter().chain(self.hold_of(record)).collect()
+            }
             Remain::Guest(_, None) | Remain::Closed(_, None) => Vec::new(),
         }
+    }
+
+    /// The lock by which a job keeps others of its key back.
+    fn hold_of(&self, record: &JobRecord) -> Option<UniqueKey> {
+        let lane = || self.lane_of_job(record.queue, record.content.as_deref());
+        record.holds_key.then(|| hold_lock(lane()))
     }
 
     /// Erases a slice of what is left of an old number.
@@ -356,6 +383,7 @@ impl Engine {
             return;
         }
         self.free_key(record, facts);
+        self.free_hold(record, facts);
         self.unwatch_expiry(record.id, expiry_of(record));
         match (record.state, record.run_at) {
             (JobState::Scheduled, Some(at)) => {
@@ -392,6 +420,18 @@ impl Engine {
         let lock = self.lock(key, facts).flatten();
         if lock.is_some_and(|lock| lock.job == record.id && lock.ends_at.is_none()) {
             self.group.set_lock(key, None);
+        }
+    }
+
+    /// A purged job keeps no others of its key back, unless another one does since.
+    fn free_hold(&mut self, record: &JobRecord, facts: &Facts) {
+        if !record.holds_key {
+            return;
+        }
+        let lane = self.lane_of_job(record.queue, record.content.as_deref());
+        let lock = self.lock(hold_lock(lane), facts).flatten();
+        if lock.is_some_and(|lock| lock.job == record.id) {
+            self.group.set_lock(hold_lock(lane), None);
         }
     }
 

@@ -62,6 +62,8 @@ impl Engine {
                 Some(_) => {}
             }
         }
+        let keys = push.jobs.iter().filter_map(|job| job.key.as_ref());
+        needs.extend(keys.filter_map(|key| self.need_of_sequence(&origin.namespace, key)));
         let unique = push.jobs.iter().filter(|job| job.unique.is_some());
         needs.extend(unique.flat_map(|job| self.needs_of_unique(origin, job, facts)));
         let batches = push.jobs.iter().filter_map(|job| job.batch);
@@ -197,11 +199,15 @@ impl Engine {
     fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let waits_for = u32::try_from(spec.after.len()).unwrap_or(u32::MAX);
-        let lane = Lane {
+        let mut lane = Lane {
             queue,
             priority,
             lane: 0,
         };
+        let is_ready = waits_for == 0 && due <= now.wall;
+        if let Some(key) = spec.key.as_ref().filter(|_| is_ready) {
+            lane.lane = self.lane_to_join(queue, priority, key);
+        }
         let content = Arc::new(Content::from(spec));
         let spilled_parts = content.spilled_parts();
         let packed = PackedJob {
@@ -209,13 +215,13 @@ impl Engine {
             spilled_parts,
             content: Some(Arc::clone(&content)),
         };
-        let id = match due > now.wall {
-            _ if waits_for > 0 => {
+        let id = match waits_for {
+            0 if is_ready => self.push_ready(lane, packed),
+            0 => self.push_later(lane, due, packed),
+            _ => {
                 let run_at = Some(due).filter(|due| *due > now.wall);
                 self.push_blocked(lane, (waits_for, run_at), packed)
             }
-            true => self.push_later(lane, due, packed),
-            false => self.push_ready(lane, packed),
         };
         if spilled_parts > 0 {
             self.group.put_content(id, Arc::clone(&content));
@@ -227,7 +233,7 @@ impl Engine {
     fn push_ready(&mut self, lane: Lane, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
         let entry = Entry::Job(packed.clone());
-        let place = group.append(lane, entry, || Self::position_at_tail(head));
+        let place = group.append(lane, entry, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         self.count(lane.queue, None, Some(JobState::Ready));
         self.queue_head(Head {
@@ -241,7 +247,7 @@ impl Engine {
 
     fn push_later(&mut self, lane: Lane, due: Timestamp, packed: PackedJob) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || Self::position_at_tail(head));
+        let place = group.birth(lane, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         let record = JobRecord {
             state: JobState::Scheduled,
@@ -263,7 +269,7 @@ impl Engine {
         packed: PackedJob,
     ) -> JobId {
         let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || Self::position_at_tail(head));
+        let place = group.birth(lane, || head.position_at_tail());
         let id = place.job_id(self.options.shard);
         let record = JobRecord {
             state: JobState::Blocked,
@@ -292,6 +298,9 @@ impl Engine {
             return;
         };
         self.group.queues.insert(queue.record.number);
+        if queue.limit.is_some() && from == Some(JobState::Leased) {
+            self.awakened.insert(queue.record.number);
+        }
         if let Some(count) = from.and_then(|from| queue.count_mut(from)) {
             *count -= 1;
         }
@@ -357,6 +366,7 @@ impl Engine {
             retained_max: None,
             counters: Counters::default(),
         });
+        self.limit_queue(number);
         self.stand_in(number);
         number
     }

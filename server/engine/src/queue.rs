@@ -9,6 +9,8 @@ use std::{
 use ganger_protocol::{DurationMs, NamespaceName, QueueName, QueuePattern, job::JobState};
 
 use crate::{
+    lanes::{Choice, Front, Ring, Rings},
+    limits::{Limit, Nanos},
     records::{Lane, Place, QueueNumber, QueueRecord, RunKey},
     waiters::Ticket,
     window::{Head, Window},
@@ -37,6 +39,12 @@ pub(crate) struct Queue {
     pub(crate) waiters: BTreeSet<Ticket>,
     /// The shared lane of each priority.
     windows: [Window; 10],
+    /// The lanes of keys; `None`: there are none.
+    pub(crate) rings: Option<Box<Rings>>,
+    /// The limit that counts for it.
+    pub(crate) limit: Option<Box<Limit>>,
+    /// What the rate of its limit has granted; `None`: nothing since the start.
+    pub(crate) rate_used: Option<Nanos>,
 }
 
 impl Queue {
@@ -48,9 +56,96 @@ impl Queue {
         self.windows.get_mut(usize::from(priority))
     }
 
-    /// The windows with their priorities, the highest first.
+    /// The windows of the shared lanes with their priorities, the highest first.
     pub(crate) fn windows(&self) -> impl Iterator<Item = (u8, &Window)> {
         (0..=9).rev().zip(self.windows.iter().rev())
+    }
+
+    /// The lanes of keys of a priority, when there are any.
+    pub(crate) fn ring(&self, priority: u8) -> Option<&Ring> {
+        self.rings.as_deref()?.get(usize::from(priority))
+    }
+
+    pub(crate) fn ring_mut(&mut self, priority: u8) -> Option<&mut Ring> {
+        self.rings.as_deref_mut()?.get_mut(usize::from(priority))
+    }
+
+    /// The window of a lane.
+    pub(crate) fn lane_window(&self, lane: Lane) -> Option<&Window> {
+        match lane.lane {
+            0 => self.window(lane.priority),
+            own => self.ring(lane.priority)?.window(own),
+        }
+    }
+
+    /// All windows of its lanes.
+    pub(crate) fn all_windows(&self) -> impl Iterator<Item = (u8, &Window)> {
+        let own = (0..=9).flat_map(|priority| {
+            let windows = self.ring(priority).into_iter().flat_map(Ring::windows);
+            windows.map(move |window| (priority, window))
+        });
+        self.windows().chain(own)
+    }
+
+    /// The lanes of keys, and whether they have turns.
+    pub(crate) fn own_lanes(&self) -> impl Iterator<Item = (Lane, bool)> {
+        let queue = self.record.number;
+        (0..=9).flat_map(move |priority| {
+            let lanes = self.ring(priority).into_iter().flat_map(Ring::lanes);
+            lanes.map(move |(lane, has_turns)| {
+                let lane = Lane {
+                    queue,
+                    priority,
+                    lane,
+                };
+                (lane, has_turns)
+            })
+        })
+    }
+
+    /// Whether all lanes of keys that there are are here.
+    pub(crate) fn knows_lanes(&self) -> bool {
+        let mut rings = self.rings.iter().flat_map(|rings| rings.iter());
+        rings.all(Ring::is_known)
+    }
+
+    /// Whether a head is at hand that has a turn.
+    pub(crate) fn has_turns(&self) -> bool {
+        let mut shared = self.windows.iter();
+        let mut rings = self.rings.iter().flat_map(|rings| rings.iter());
+        shared.any(|window| !window.heads.is_empty()) || rings.any(Ring::has_turns)
+    }
+
+    /// Whether jobs that could be granted may be where they must be read first.
+    pub(crate) fn may_be_unread(&self) -> bool {
+        self.windows.iter().any(|window| window.is_behind)
+            || self
+                .rings
+                .iter()
+                .flat_map(|rings| rings.iter())
+                .any(Ring::may_be_unread)
+    }
+
+    /// What comes next: the highest priority that has anything with a turn.
+    pub(crate) fn choose(&mut self) -> Choice {
+        let mut rings = self
+            .rings
+            .as_deref_mut()
+            .map(|rings| rings.iter_mut().rev());
+        for (priority, window) in (0..=9).rev().zip(self.windows.iter().rev()) {
+            let front = Front::of(window);
+            let ring = rings.as_mut().and_then(Iterator::next);
+            let choice = match (ring, front) {
+                (Some(ring), front) => ring.choose(priority, front),
+                (None, Front::At(_)) => Choice::Head { priority, lane: 0 },
+                (None, Front::Unread(_)) => Choice::Unread,
+                (None, Front::Nothing) => continue,
+            };
+            if choice != Choice::Nothing {
+                return choice;
+            }
+        }
+        Choice::Nothing
     }
 
     /// How many jobs that ended in a state it keeps at most.
@@ -160,6 +255,10 @@ impl Queues {
 
     /// Adds a queue. One that was recovered may have ready jobs in every lane.
     pub(crate) fn insert(&mut self, record: QueueRecord) {
+        let rings = match record.counters.ready {
+            0 => None,
+            _ => Some(Box::new(Rings::default().map(|_| Ring::unknown()))),
+        };
         let windows = std::array::from_fn(|_| match record.counters.ready {
             0 => Window::default(),
             _ => Window::unknown(),
@@ -169,6 +268,9 @@ impl Queues {
         let queue = Queue {
             waiters: BTreeSet::new(),
             windows,
+            rings,
+            limit: None,
+            rate_used: None,
             record,
         };
         self.by_number.insert(queue.record.number, queue);
@@ -184,10 +286,10 @@ impl Queues {
             }
         }
         let windows = std::mem::take(&mut queue.windows);
-        let heads: Vec<Head> = windows
-            .into_iter()
-            .flat_map(|window| window.heads)
-            .collect();
+        let rings = queue.rings.take().map(|rings| *rings).unwrap_or_default();
+        let own = rings.into_iter().flat_map(Ring::into_windows);
+        let windows = windows.into_iter().chain(own);
+        let heads: Vec<Head> = windows.flat_map(|window| window.heads).collect();
         for head in &heads {
             self.forget(head);
         }
@@ -215,10 +317,10 @@ impl Queues {
         let Some(window) = self.window_mut(lane) else {
             return false;
         };
-        let room = if has_room {
-            LANE_HEADS_MAX
-        } else {
-            LANE_HEADS_MIN
+        let room = match (has_room, lane.lane) {
+            (true, _) => LANE_HEADS_MAX,
+            (false, 0) => LANE_HEADS_MIN,
+            (false, _) => 0,
         };
         if window.is_behind || window.heads.len() >= room {
             window.is_behind = true;
@@ -245,17 +347,32 @@ impl Queues {
             window.end = Some((head.place.run.position, head.place.index));
         }
         window.heads.push_front(head);
-        let mut evicted = Vec::new();
-        while window.heads.len() > LANE_HEADS_MAX
-            && let Some(last) = window.heads.pop_back()
-        {
-            window.is_behind = true;
-            window.end = window
-                .heads
-                .back()
-                .map(|head| (head.place.run.position, head.place.index));
-            evicted.push(last);
+        let evicted = window.evict(LANE_HEADS_MAX);
+        self.heads += 1;
+        self.bytes += bytes;
+        for head in &evicted {
+            self.forget(head);
         }
+        evicted
+    }
+
+    /// Puts a head where it belongs in its lane, which it did not stand in. What comes back is in no
+    /// window: it will be read again.
+    pub(crate) fn insert_head(&mut self, head: Head) -> Vec<Head> {
+        let bytes = head.job.bytes();
+        let has_room = self.heads < self.budget.heads_max && self.bytes < self.budget.bytes_max;
+        let place = (head.place.run.position, head.place.index);
+        let Some(window) = self.window_mut(head.place.run.lane) else {
+            return vec![head];
+        };
+        if window.is_behind && window.end.is_none_or(|end| end < place) {
+            return vec![head];
+        }
+        let at = window.heads.partition_point(|it| it.place < head.place);
+        window.heads.insert(at, head);
+        window.end = window.end.max(Some(place));
+        let room = if has_room { LANE_HEADS_MAX } else { 0 };
+        let evicted = window.evict(room);
         self.heads += 1;
         self.bytes += bytes;
         for head in &evicted {
@@ -282,9 +399,9 @@ impl Queues {
         }
     }
 
-    /// Takes the next head of a priority.
-    pub(crate) fn pop(&mut self, queue: QueueNumber, priority: u8) -> Option<Head> {
-        let window = self.by_number.get_mut(&queue)?.window_mut(priority)?;
+    /// Takes the next head of a lane.
+    pub(crate) fn pop(&mut self, lane: Lane) -> Option<Head> {
+        let window = self.window_mut(lane)?;
         let head = window.heads.pop_front()?;
         self.forget(&head);
         Some(head)
@@ -309,9 +426,26 @@ impl Queues {
     }
 
     fn window_mut(&mut self, lane: Lane) -> Option<&mut Window> {
-        self.by_number
-            .get_mut(&lane.queue)?
-            .window_mut(lane.priority)
+        let queue = self.by_number.get_mut(&lane.queue)?;
+        match lane.lane {
+            0 => queue.window_mut(lane.priority),
+            own => queue.ring_mut(lane.priority)?.window_mut(own),
+        }
+    }
+
+    /// The heads in memory are more than the budget.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        self.heads > self.budget.heads_max || self.bytes > self.budget.bytes_max
+    }
+
+    /// Lets go of the heads of a lane; they will be read again.
+    pub(crate) fn let_go(&mut self, lane: Lane) -> Vec<Head> {
+        let window = self.window_mut(lane);
+        let evicted = window.map(|window| window.evict(0)).unwrap_or_default();
+        for head in &evicted {
+            self.forget(head);
+        }
+        evicted
     }
 
     pub(crate) fn find(&self, number: QueueNumber) -> Option<&Queue> {

@@ -13,6 +13,7 @@ use ganger_protocol::{
     cron::{Misfire, Overlap},
     ids::{Birth, Tag},
     job::{DeadReason, Headers, JobSpec, JobState, Unique},
+    limit::{LimitTarget, Rate},
     response::Counters,
     workflow::{Condition, OnDead},
 };
@@ -31,6 +32,10 @@ pub const INLINE_BYTES_MAX: usize = 5 << 10;
 
 /// Bytes of one part of a blob.
 pub const BLOB_PART_BYTES: usize = 5 << 10;
+
+/// Positions of runs are multiples of this: between two of them each job of the first has its own, so
+/// that it can stand alone in another lane and keep its place in the order of arrival.
+pub const POSITION_STEP: u64 = 256;
 
 /// The number of a queue. A purge gives a queue a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -309,7 +314,7 @@ pub struct JobRecord {
     pub queue: QueueNumber,
     /// Its priority now.
     pub priority: u8,
-    /// The lane of its fairness key.
+    /// The lane that it stands in, or stood in last.
     pub lane: u64,
     /// When it was pushed.
     pub pushed_at: Timestamp,
@@ -351,6 +356,8 @@ pub struct JobRecord {
     pub is_node: bool,
     /// `dead`: whether it still holds its unique key, so that whoever removes it reads that.
     pub holds_unique: bool,
+    /// Not terminal: whether it keeps the later jobs of its key back, which is a sequence.
+    pub holds_key: bool,
     /// How far its workers have come, once one of them said so.
     pub progress: Option<Box<JobProgress>>,
     /// `done`: parts of the blob that holds its result; 0 without one.
@@ -484,7 +491,7 @@ pub struct PartKey {
 pub const ACKS_PER_PART: usize = 80;
 
 /// Rows of one [`PartKey`] of leases at most.
-pub const LEASES_PER_PART: usize = 64;
+pub const LEASES_PER_PART: usize = 60;
 
 /// A set of entries of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -553,6 +560,8 @@ pub struct LeaseRecord {
     pub place: Place,
     /// Which grant of the job it is.
     pub attempt: u32,
+    /// The lane of its key; 0: it has none.
+    pub key: u64,
 }
 
 /// A worker's session.
@@ -710,6 +719,23 @@ pub enum CronTimes {
     },
 }
 
+/// A limit of queues or keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitRecord {
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// What it is for.
+    pub target: LimitTarget,
+    /// Jobs that are leased at once at most.
+    pub max_running: Option<u32>,
+    /// How fast jobs are granted.
+    pub rate: Option<Rate>,
+    /// Jobs of a key in its turn.
+    pub weight: Option<u32>,
+    /// Whether jobs of a key run one at a time, in order.
+    pub sequence: bool,
+}
+
 /// A batch: its members as counted, and its callbacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchRecord {
@@ -796,6 +822,22 @@ pub struct HeadRecord {
     pub reserved: u64,
     /// The next queue gets this number.
     pub next_queue: u32,
+}
+
+impl HeadRecord {
+    /// A position behind all that were given.
+    pub fn position_at_tail(&mut self) -> u64 {
+        let last = self.position_high - self.position_high % POSITION_STEP;
+        self.position_high = last + POSITION_STEP;
+        self.position_high
+    }
+
+    /// A position before all that were given.
+    pub fn position_at_head(&mut self) -> u64 {
+        let below = self.position_low - 1;
+        self.position_low = below - below % POSITION_STEP;
+        self.position_low
+    }
 }
 
 /// Which blob of a job. The numbers are stored and never change.

@@ -15,8 +15,10 @@ use crate::{
     cron::Crons,
     facts::{Recovered, RecoveredLease},
     group::OpenGroup,
+    keys::Keys,
     kinds::{KindNumber, Kinds},
     lease::{Lease, Leases},
+    limits::{Limits, Opened},
     purge::Sweeps,
     push::Producers,
     queue::Queues,
@@ -39,6 +41,10 @@ impl Engine {
             reserved: 1,
             next_queue: 1,
         });
+        let opened = Opened {
+            at: now.mono,
+            rested_ms: now.wall.since(head.wall).0,
+        };
         let next_group = GroupNumber(recovered.group.0 + 1);
         let mut engine = Self {
             random: Random::seeded(options.seed),
@@ -64,6 +70,11 @@ impl Engine {
             crons: Crons::default(),
             batches: Batches::default(),
             workflows: Workflows::default(),
+            limits: Limits::default(),
+            keys: Keys::new(&options.secret, opened),
+            queues_at_rate: BTreeSet::new(),
+            awakened: BTreeSet::new(),
+            spills: 0,
             sweeps: Sweeps::default(),
             unserved: BTreeSet::new(),
             overfull: BTreeSet::new(),
@@ -73,6 +84,9 @@ impl Engine {
         };
         engine.group.is_head_touched = true;
         engine.group.is_awaited = true;
+        for limit in recovered.limits {
+            engine.limits.recover(limit);
+        }
         for queue in recovered.queues {
             if queue.is_purged {
                 engine.sweeps.insert(queue, recovered.group);
@@ -80,6 +94,7 @@ impl Engine {
             }
             let number = queue.number;
             engine.queues.insert(queue);
+            engine.limit_queue(number);
             engine.watch_all_closed(number);
         }
         for cron in recovered.crons {
@@ -222,6 +237,9 @@ impl Engine {
             state.entries = row.run_entries;
             state.leased += 1;
         }
+        if record.key != 0 {
+            self.keys.take_slot(record.key);
+        }
         self.leases.insert(
             record.job,
             Lease {
@@ -234,6 +252,7 @@ impl Engine {
                 spilled_parts,
                 kind: KindNumber::NONE,
                 attempt: record.attempt,
+                lane: record.key,
                 key,
                 batch,
                 is_node: content.is_some_and(|content| content.node.is_some()),

@@ -64,6 +64,9 @@ impl Engine {
         };
         let retention = item.retain_ms;
         let retention = retention.unwrap_or_else(|| self.retention_of(&record));
+        if record.holds_key {
+            self.end_hold_of(now, lease.lane);
+        }
         record.attempt = lease.attempt;
         record.settled_lease = lease.number;
         if let Some(result) = &item.result

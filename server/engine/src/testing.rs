@@ -12,6 +12,7 @@ use ganger_protocol::{
     BatchId, Bytes, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, SessionId, Timestamp,
     WireError,
     job::{GrantedJob, JobError, JobState, JobView},
+    limit::LimitTarget,
     queue::QueuePause,
     request::{
         Ack, AckItem, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat,
@@ -37,10 +38,10 @@ use crate::{
     },
     records::{
         BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
-        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, NodeRecord, OutcomeRecord, PackedJob,
-        PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX, RUN_ENTRIES_MAX,
-        Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
-        blob_parts, bytes_parts,
+        HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, LimitRecord, NodeRecord, OutcomeRecord,
+        PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX,
+        RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey,
+        UniqueRecord, blob_parts, bytes_parts,
     },
 };
 
@@ -69,6 +70,7 @@ pub(crate) struct Store {
     queues: BTreeMap<QueueNumber, QueueRecord>,
     pub(crate) locks: BTreeMap<UniqueKey, UniqueRecord>,
     crons: BTreeMap<CronNumber, CronRecord>,
+    limits: BTreeMap<(NamespaceName, LimitTarget), LimitRecord>,
     batches: BTreeMap<BatchId, BatchRecord>,
     settled_batches: BTreeMap<BatchId, BatchRecord>,
     /// Who is waited for, and who waits.
@@ -217,6 +219,13 @@ impl Store {
             Change::DeleteNodeEnd(batch, job) => {
                 self.node_ends.remove(&(batch, job));
             }
+            Change::PutLimit(record) => {
+                let key = (record.namespace.clone(), record.target.clone());
+                self.limits.insert(key, *record);
+            }
+            Change::DeleteLimit(namespace, target) => {
+                self.limits.remove(&(namespace, target));
+            }
             Change::PutContent(job, content) => {
                 let parts = blob_parts(content.bound_bytes());
                 self.put_blob(job, BlobKind::Content, parts, Part::Content(content));
@@ -256,6 +265,23 @@ impl Store {
                 entries_max,
                 bytes_max,
             } => Fact::Heads(self.heads(*lane, *after, *entries_max, *bytes_max)),
+            Need::Lanes {
+                queue,
+                priority,
+                after,
+                max,
+            } => {
+                let runs = self.runs.keys().map(|run| run.lane);
+                let lanes = runs.filter(|lane| {
+                    (lane.queue, lane.priority) == (*queue, *priority) && lane.lane > *after
+                });
+                let lanes: BTreeSet<u64> = lanes.map(|lane| lane.lane).collect();
+                let max = *max as usize;
+                Fact::Lanes {
+                    lanes: lanes.iter().take(max).copied().collect(),
+                    at_end: lanes.len() <= max,
+                }
+            }
             Need::Timers { after, max } => {
                 let behind = self.timers.iter().filter(|timer| Some(**timer) > *after);
                 let max = *max as usize;
@@ -519,6 +545,7 @@ impl Store {
             head: self.head,
             queues: self.queues.values().cloned().collect(),
             crons: self.crons.values().cloned().collect(),
+            limits: self.limits.values().cloned().collect(),
             batches: self.batches.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),
             acks: acks.collect(),
@@ -674,7 +701,9 @@ impl World {
             for need in needs {
                 let fact = self.store.answer(&need);
                 match need {
-                    Need::Heads { .. } | Need::Timers { .. } => self.engine.inform(&need, &fact),
+                    Need::Heads { .. } | Need::Timers { .. } | Need::Lanes { .. } => {
+                        self.engine.inform(&need, &fact);
+                    }
                     _ => {}
                 }
                 facts.insert(need, fact);

@@ -14,8 +14,9 @@ use crate::{
     answer::Verdict,
     command::{Mono, Now, Origin, Outcome, SessionOpened},
     facts::{Fact, Facts, Need},
+    lanes::Ring,
     push::{PRODUCER_IDLE_MAX, idle_timer},
-    records::{ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
+    records::{Lane, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
     schedule::{self, DueMax},
     session::Session,
     workflow::NODES_SLICE,
@@ -39,7 +40,7 @@ const LOST_MAX: usize = 1000;
 impl Engine {
     /// How long until something happens by itself; `None`: never.
     pub fn next_wakeup(&self, now: Now) -> Option<DurationMs> {
-        if !self.overfull.is_empty() || !self.unserved.is_empty() {
+        if !self.overfull.is_empty() || !self.unserved.is_empty() || self.keys.has_unread() {
             return Some(DurationMs::ZERO);
         }
         let mono = [
@@ -49,6 +50,8 @@ impl Engine {
             self.waits.first_deadline(),
             self.stragglers.first().map(|(at, _)| *at),
             self.sweeps.next(),
+            self.keys.next(),
+            self.queues_at_rate.first().map(|(at, _)| *at),
         ];
         let mono = mono
             .into_iter()
@@ -70,8 +73,9 @@ impl Engine {
             needs.extend(self.needs_of_timer(&timer, facts));
         }
         for job in self.leases.timed_out(now.mono, SLICE) {
-            needs.extend(self.need_of_job(job, true));
+            needs.extend(self.needs_to_end_lease(job));
         }
+        needs.extend(self.needs_of_holds(facts));
         let lost = self.sessions.first_lost(now.mono);
         needs.extend(self.needs_of_session(lost));
         let stragglers = self.stragglers_due(now.mono, SLICE).into_iter();
@@ -85,9 +89,20 @@ impl Engine {
             let Some(queue) = self.queues.find(*number) else {
                 continue;
             };
-            let unread = queue.windows().find(|(_, window)| !window.is_idle());
-            if let Some((priority, window)) = unread.filter(|(_, window)| window.is_short_of(1)) {
-                needs.push(self.need_of_heads(*number, priority, window.end));
+            // Down to the first priority that has something with a turn.
+            for (priority, window) in queue.windows() {
+                let lane = Lane {
+                    queue: *number,
+                    priority,
+                    lane: 0,
+                };
+                needs.extend(self.needs_of_lanes(*number, priority, facts));
+                if window.is_short_of(1) {
+                    needs.push(self.need_of_heads(lane, window.end));
+                }
+                if !window.is_idle() || queue.ring(priority).is_some_and(Ring::has_turns) {
+                    break;
+                }
             }
         }
         needs
@@ -117,6 +132,7 @@ impl Engine {
     }
 
     pub(crate) fn tick(&mut self, now: Now, facts: &Facts, outcome: &mut Outcome) {
+        self.wake_at_rates(now);
         // All that is due is looked up first, as `needs_of_tick` did: what one does must not bring
         // in another whose facts were not read.
         let timers = self.schedule.due(now.wall, TIMERS_SLICE);
@@ -156,6 +172,20 @@ impl Engine {
         touched.extend(std::mem::take(&mut self.unserved));
         self.offer_all(now, touched.into_iter(), outcome);
         outcome.lapsed = self.batches.take_lapsed();
+    }
+
+    /// Keys and queues whose rates let the next job through are looked at again.
+    fn wake_at_rates(&mut self, now: Now) {
+        for lane in self.keys.due(now.mono, SLICE) {
+            self.wake_key(lane);
+        }
+        while let Some((at, queue)) = self.queues_at_rate.first().copied()
+            && at <= now.mono
+        {
+            self.queues_at_rate.remove(&(at, queue));
+            self.awakened.insert(queue);
+        }
+        self.keys.forgive(now.mono);
     }
 
     /// The last entry of a run has been leased for long: when it still is, it is moved out.

@@ -171,7 +171,7 @@ impl Engine {
     }
 
     /// The holder of a lock is looked at only while a purge is swept: otherwise it is kept.
-    fn need_of_holder(&self, lock: &UniqueRecord) -> Option<Need> {
+    pub(crate) fn need_of_holder(&self, lock: &UniqueRecord) -> Option<Need> {
         let may_be_purged = !self.sweeps.is_empty() && lock.ends_at.is_none();
         may_be_purged.then_some(Need::Job {
             job: lock.job,

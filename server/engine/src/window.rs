@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use ganger_protocol::{Bytes, JobId, Timestamp};
+use ganger_protocol::{Bytes, JobId, Timestamp, ids::Tag};
 
 use crate::{
     queue::LANE_HEADS_MAX,
@@ -23,6 +23,11 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// The key of its job.
+    pub(crate) fn key(&self) -> Option<&Tag> {
+        self.job.content()?.key.as_ref()
+    }
+
     /// Whether its job is not to be granted any more.
     pub(crate) fn is_expired(&self, wall: Timestamp) -> bool {
         let content = self.job.content();
@@ -44,6 +49,14 @@ impl HeadJob {
         match self {
             Self::Packed(job) => job.content.as_ref(),
             Self::Record(record) => record.content.as_ref(),
+        }
+    }
+
+    /// Grants so far.
+    pub(crate) fn grants(&self) -> u32 {
+        match self {
+            Self::Packed(_) => 0,
+            Self::Record(record) => record.attempt,
         }
     }
 
@@ -104,6 +117,20 @@ impl Window {
     /// heads being live. A full window is not.
     pub(crate) fn is_short_of_live(&self, wanted: usize, live: usize) -> bool {
         self.is_behind && live < wanted && self.heads.len() < LANE_HEADS_MAX
+    }
+
+    /// Lets go of the last heads when there are more than `max`.
+    pub(crate) fn evict(&mut self, max: usize) -> Vec<Head> {
+        let mut evicted = Vec::new();
+        while self.heads.len() > max
+            && let Some(last) = self.heads.pop_back()
+        {
+            let end = self.heads.back();
+            self.is_behind = true;
+            self.end = end.map(|head| (head.place.run.position, head.place.index));
+            evicted.push(last);
+        }
+        evicted
     }
 
     /// Whether a head at the very front can be taken in: it would be read again otherwise.

@@ -365,6 +365,7 @@ mod tests {
             pushed_at: Timestamp(0),
             tags: Vec::new(),
             batch: None,
+            key: None,
             cursor: None,
         }
     }

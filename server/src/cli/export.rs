@@ -83,6 +83,7 @@ fn table(done: &Transferred) -> String {
         ("queues", done.queues.to_string()),
         ("jobs", done.jobs.to_string()),
         ("cron entries", done.crons.to_string()),
+        ("limits", done.limits.to_string()),
         ("batches", done.batches.to_string()),
     ]))
 }

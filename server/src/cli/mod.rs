@@ -22,6 +22,7 @@ mod export;
 mod filter;
 mod health;
 mod jobs;
+mod limits;
 mod load;
 mod man;
 mod output;
@@ -92,6 +93,9 @@ enum Command {
     /// Look at, open and close batches: jobs that are counted together
     #[command(subcommand)]
     Batches(batches::BatchesCommand),
+    /// Look at, set and delete limits: how many jobs of a queue or key run, and how fast they begin
+    #[command(subcommand)]
+    Limits(limits::LimitsCommand),
     /// Show totals of the namespace and the server
     Stats(stats::StatsArgs),
     /// Write a backup of a running server, or of a closed data directory
@@ -156,6 +160,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Queues(command) => block_on(queues::run(command)),
         Command::Cron(command) => block_on(cron::run(command)),
         Command::Batches(command) => block_on(batches::run(command)),
+        Command::Limits(command) => block_on(limits::run(command)),
         Command::Stats(args) => block_on(stats::run(args)),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),

@@ -101,7 +101,7 @@ enum Conflict {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("key").args(["unique", "unique_of"]))]
+#[command(group = clap::ArgGroup::new("unique_key").args(["unique", "unique_of"]))]
 pub(super) struct PushArgs {
     /// The kind, by which a worker picks a handler
     #[arg(required_unless_present = "spec")]
@@ -132,6 +132,9 @@ pub(super) struct PushArgs {
     /// Not granted any more once this time has passed, such as 1h, by the clock of this machine
     #[arg(long, value_name = "DURATION")]
     expires_in: Option<Span>,
+    /// The key, such as a tenant: keys share their queue, and limits of keys count for it
+    #[arg(long)]
+    key: Option<Tag>,
     /// The unique key: while a job holds it, another push with it makes none
     #[arg(long, value_name = "KEY")]
     unique: Option<Tag>,
@@ -147,15 +150,15 @@ pub(super) struct PushArgs {
     #[arg(
         long,
         value_name = "EVENT",
-        requires = "key",
+        requires = "unique_key",
         conflicts_with = "unique_ttl"
     )]
     unique_until: Option<Until>,
     /// Holds the unique key for this time, such as 10m, whatever becomes of the job
-    #[arg(long, value_name = "DURATION", requires = "key")]
+    #[arg(long, value_name = "DURATION", requires = "unique_key")]
     unique_ttl: Option<Span>,
     /// What to do when another job holds the unique key; default existing
-    #[arg(long, value_name = "WHAT", requires = "key")]
+    #[arg(long, value_name = "WHAT", requires = "unique_key")]
     on_conflict: Option<Conflict>,
     /// Spreads the jobs of a request, at most a thousand lines, evenly over this time, such as 10m
     #[arg(long, value_name = "DURATION")]
@@ -287,6 +290,7 @@ impl Template {
                 .expires_in
                 .map(|time| Clock::system().now().wall.plus(time.0)),
             unique: unique(args).map(Box::new),
+            key: args.key.clone(),
             batch: args.batch,
             retain_ms: args.retain.map(|time| time.0),
             ..JobSpec::new(kind, Vec::new())
@@ -379,6 +383,7 @@ pub(super) fn spec(text: &str, defaults: &JobSpec, named: bool) -> Result<JobSpe
     job.expires_at = job.expires_at.or(defaults.expires_at);
     job.retain_ms = job.retain_ms.or(defaults.retain_ms);
     job.unique = job.unique.or_else(|| defaults.unique.clone());
+    job.key = job.key.or_else(|| defaults.key.clone());
     for (name, value) in &defaults.headers {
         job.headers
             .entry(name.clone())

@@ -116,6 +116,9 @@ pub(super) fn job_text(job: &JobView) -> String {
     rows.extend(job.after.iter().map(|job| ("after", job.to_string())));
     let awaited_by = job.awaited_by.iter();
     rows.extend(awaited_by.map(|job| ("awaited by", job.to_string())));
+    if let Some(key) = &job.key {
+        rows.push(("key", key.to_string()));
+    }
     for (name, value) in &job.headers {
         rows.push(("header", format!("{name}: {value}")));
     }
@@ -284,6 +287,7 @@ pub(super) mod tests {
             condition: None,
             on_dead: None,
             awaited_by: Vec::new(),
+            key: Some("tenant:7".parse().unwrap()),
             pushed_at: Timestamp(1_700_000_000_000),
             expires_at: None,
             unique: None,
@@ -333,6 +337,7 @@ pub(super) mod tests {
              losses      1\n\
              tags        vip\n\
              batch       10\n\
+             key         tenant:7\n\
              header      traceparent: 00-1\n\
              error       2023-11-14T22:14:20.5Z attempt 3, smtp: no route\u{fffd}[2J\n\
              payload     {\"to\":1}\n"

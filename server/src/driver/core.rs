@@ -96,6 +96,7 @@ impl Core {
             for need in needs {
                 let fact = self.store.read(&need)?;
                 self.engine.inform(&need, &fact);
+                // What extends the engine is not kept, but that lanes were looked for.
                 if !matches!(need, Need::Heads { .. } | Need::Timers { .. }) {
                     facts.insert(need, fact);
                 }

@@ -99,6 +99,10 @@ impl State {
             | Operation::BatchShow(_)
             | Operation::BatchGraph(_)
             | Operation::BatchList(_)
+            | Operation::LimitSet(_)
+            | Operation::LimitDelete(_)
+            | Operation::LimitShow(_)
+            | Operation::LimitList(_)
             | Operation::TaskStart(_)
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
@@ -169,6 +173,10 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::BatchShow(_)
         | Operation::BatchGraph(_)
         | Operation::BatchList(_)
+        | Operation::LimitSet(_)
+        | Operation::LimitDelete(_)
+        | Operation::LimitShow(_)
+        | Operation::LimitList(_)
         | Operation::TaskGet(_)
         | Operation::TaskList(_)
         | Operation::TaskCancel(_)
@@ -191,6 +199,7 @@ mod tests {
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
         ids::TaskId,
+        limit::{LimitList, OneLimit},
         list::{JobFilter, JobList},
         progress::{Progress, Wait},
         queue::{OneQueue, QueuePause, QueueSet},
@@ -296,6 +305,13 @@ mod tests {
                 cursor: None,
                 limit: 1,
             }),
+            Operation::LimitSet(Box::default()),
+            Operation::LimitDelete(OneLimit::default()),
+            Operation::LimitShow(OneLimit::default()),
+            Operation::LimitList(LimitList {
+                cursor: None,
+                limit: 1,
+            }),
             Operation::TaskStart(Box::new(TaskStart::new(
                 TaskAction::Cancel,
                 JobFilter::default(),
@@ -368,6 +384,10 @@ mod tests {
             "batch_show",
             "batch_graph",
             "batch_list",
+            "limit_set",
+            "limit_delete",
+            "limit_show",
+            "limit_list",
             "task_start",
             "task_get",
             "task_list",

@@ -14,6 +14,7 @@ use foldhash::{HashSet, HashSetExt as _};
 use ganger_engine::{
     PRODUCER_IDLE_MAX, batch,
     change::{Change, Group},
+    keys::{LaneNumbers, hold_lock},
     queue::DEAD_RETENTION_DEFAULT,
     records::{
         BatchRecord, BlobKind, Closed, CronRecord, Entry, GroupNumber, HeadRecord, JobRecord, Lane,
@@ -56,6 +57,8 @@ pub struct Built {
     pub jobs: u64,
     /// Cron entries.
     pub crons: u64,
+    /// Limits.
+    pub limits: u64,
     /// Batches.
     pub batches: u64,
 }
@@ -67,6 +70,7 @@ pub struct Builder {
     log: std::path::PathBuf,
     head: HeadRecord,
     secret: [u8; 32],
+    lanes: LaneNumbers,
     /// Unique keys that are held and not written yet.
     unwritten_locks: HashSet<UniqueKey>,
     changes: Vec<Change>,
@@ -97,6 +101,7 @@ impl Builder {
             log: directory.log.clone(),
             head,
             secret,
+            lanes: LaneNumbers::new(&secret),
             unwritten_locks: HashSet::new(),
             changes: Vec::new(),
             queues: BTreeMap::new(),
@@ -127,6 +132,10 @@ impl Builder {
             }
             Told::Outcome(outcome) => self.outcome(outcome),
             Told::Cron(cron) => self.cron(cron),
+            Told::Limit(limit) => {
+                self.built.limits += 1;
+                self.changes.push(Change::PutLimit(limit));
+            }
             Told::Batch(batch) => self.batch(*batch),
             Told::Node(node) => self.node(*node)?,
         }
@@ -199,6 +208,7 @@ impl Builder {
             }
         }
         self.lock(&mut record)?;
+        self.lane(&mut record)?;
         let waits = matches!(
             record.state,
             JobState::Scheduled | JobState::Blocked | JobState::Ready | JobState::Leased
@@ -296,6 +306,34 @@ impl Builder {
         Ok(())
     }
 
+    /// A job that stood in the lane of its key does so again, and one that kept others of its key
+    /// back.
+    fn lane(&mut self, record: &mut JobRecord) -> Result<(), StoreError> {
+        let queue = self.queues.get(&record.queue);
+        let key = record.content.as_ref().and_then(|it| it.key.as_ref());
+        let lane = key.zip(queue);
+        let lane = lane.map_or(0, |(key, queue)| self.lanes.of(&queue.namespace, key));
+        let is_over = record.state.is_terminal();
+        let lock = hold_lock(lane);
+        record.holds_key = record.holds_key
+            && !is_over
+            && lane != 0
+            && self.table.read(&Key::unique(&lock))?.is_none()
+            && self.unwritten_locks.insert(lock);
+        if record.holds_key {
+            let held = UniqueRecord {
+                job: record.id,
+                ends_at: None,
+            };
+            self.changes.push(Change::PutUnique(lock, held));
+        }
+        record.lane = match record.lane {
+            0 if !record.holds_key => 0,
+            _ => lane,
+        };
+        Ok(())
+    }
+
     /// The queue of a job; one whose record is gone gets a name that says so.
     fn queue_of(&mut self, record: &JobRecord) -> QueueNumber {
         let number = record.queue;
@@ -323,13 +361,22 @@ impl Builder {
         number
     }
 
-    /// A place at the tail of a job's lane.
+    /// A place at the tail of a job's lane; at the head, for one that keeps the others back.
     fn stand(&mut self, record: &JobRecord) -> Place {
         let lane = Lane {
             queue: record.queue,
             priority: record.priority,
             lane: record.lane,
         };
+        if record.holds_key {
+            let key = RunKey {
+                lane,
+                position: self.head.position_at_head(),
+            };
+            let entries = vec![Entry::Reference(record.id)];
+            self.changes.push(Change::PutRun(key, Run { entries }));
+            return Place { run: key, index: 0 };
+        }
         if let Some((_, run)) = self.open.get(&lane)
             && run.entries.len() >= RUN_REFERENCES
             && let Some((key, run)) = self.open.remove(&lane)
@@ -338,8 +385,7 @@ impl Builder {
         }
         let head = &mut self.head;
         let (key, run) = self.open.entry(lane).or_insert_with(|| {
-            head.position_high += 1;
-            let position = head.position_high;
+            let position = head.position_at_tail();
             (RunKey { lane, position }, Run::default())
         });
         run.entries.push(Entry::Reference(record.id));

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 use ganger_engine::{
     batch,
+    keys::{LaneNumbers, hold_lock},
     records::{
         BatchRecord, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord,
-        LeftRun, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey, StoredJob,
-        Timer, TimerKind, UniqueKey, UniqueRecord,
+        LeftRun, POSITION_STEP, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey,
+        StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
     },
     settings::{pause_timer, queue_of_timer},
     unique::{Named, is_held, key_of_timer, ttl_timer},
@@ -33,7 +34,7 @@ use super::{
     cron, damaged, describe,
     digest::{self, Digest},
     keys::{Key, Meta, Prefix},
-    lock, rebuild, records,
+    limit, lock, rebuild, records,
 };
 
 /// Findings that are told one by one; the others are only counted.
@@ -88,6 +89,7 @@ impl Health {
 pub fn examine(store: &Store, problems: Vec<StoreError>, progress: &mut dyn FnMut(u64)) -> Health {
     let mut examiner = Examiner {
         store,
+        lanes: LaneNumbers::new(&store.secret()),
         progress,
         health: Health::default(),
         head: HeadRecord::default(),
@@ -116,6 +118,8 @@ struct Standing {
     content: Arc<Content>,
     state: JobState,
     attempt: u32,
+    /// The queue that it is in, when it keeps others of its key back.
+    holds_key: Option<QueueNumber>,
 }
 
 impl Standing {
@@ -138,6 +142,7 @@ impl Standing {
 
 struct Examiner<'a> {
     store: &'a Store,
+    lanes: LaneNumbers,
     progress: &'a mut dyn FnMut(u64),
     health: Health,
     head: HeadRecord,
@@ -172,6 +177,7 @@ impl Examiner<'_> {
         self.each(Prefix::Batch, Self::batch)?;
         self.compare_batches();
         self.each(Prefix::Cron, Self::cron)?;
+        self.each(Prefix::Limit, Self::limit)?;
         self.each(Prefix::Timer, Self::timer)?;
         for producer in self.producers.difference(&self.watched) {
             let key = Key::outcomes(*producer);
@@ -187,7 +193,9 @@ impl Examiner<'_> {
         for later in Prefix::ALL
             .into_iter()
             .skip_while(|it| *it != Prefix::Batch)
-            .filter(|it| !matches!(it, Prefix::Batch | Prefix::Cron) && !is_of_workflows(*it))
+            .filter(|it| {
+                !matches!(it, Prefix::Batch | Prefix::Cron | Prefix::Limit) && !is_of_workflows(*it)
+            })
         {
             self.each(later, Self::unknown)?;
         }
@@ -336,7 +344,8 @@ impl Examiner<'_> {
         if left.is_some_and(|left| left.entries != entries) {
             self.find(key, "the acks of its entries know another length");
         }
-        if !(self.head.position_low..=self.head.position_high).contains(&run_key.position) {
+        let given = self.head.position_low..self.head.position_high.saturating_add(POSITION_STEP);
+        if !given.contains(&run_key.position) {
             self.find(key, "its position was never given");
         }
         if self.is_purged(run_key.lane.queue) {
@@ -366,10 +375,12 @@ impl Examiner<'_> {
                     };
                     if let Some(content) = content {
                         self.member(content.batch, batch::Standing::of_job(state, 0, 0));
+                        self.right_lane(key, &content, run_key.lane.queue, run_key.lane.lane);
                         let standing = Standing {
                             content,
                             state,
                             attempt: 0,
+                            holds_key: None,
                         };
                         self.promises(key, &job, &standing)?;
                     }
@@ -472,11 +483,15 @@ impl Examiner<'_> {
         };
         self.member_of_record(key, &job, content.as_deref());
         if let Some(content) = content {
+            let stands_in = job.place.map_or(0, |place| place.run.lane.lane);
+            self.right_lane(key, &content, job.queue, stands_in);
             let attempt = job.attempt;
+            let holds_key = job.holds_key.then_some(job.queue);
             let standing = Standing {
                 content,
                 state,
                 attempt,
+                holds_key,
             };
             self.promises(key, &id, &standing)?;
         }
@@ -516,6 +531,48 @@ impl Examiner<'_> {
         {
             self.find(key, "it does not hold its unique key");
         }
+        if let Some(hold) = self.hold_of(job)
+            && self.known_lock(&hold)?.map(|lock| lock.job) != Some(*id)
+        {
+            self.find(key, "it does not hold its key");
+        }
+        let lease = self
+            .leases
+            .get(id)
+            .filter(|_| job.state == JobState::Leased);
+        let lease = lease.map(|(_, lease)| (lease.place.run.lane.queue, lease.key));
+        if let Some((queue, counted)) = lease
+            && counted != self.lane_of(queue, &job.content)
+        {
+            self.find(key, "its lease counts for another key");
+        }
+        Ok(())
+    }
+
+    /// The lock by which a job keeps others of its key back.
+    fn hold_of(&self, job: &Standing) -> Option<UniqueKey> {
+        let queue = job.holds_key?;
+        Some(hold_lock(self.lane_of(queue, &job.content)))
+    }
+
+    /// The lane of a job's key; 0 when it has none.
+    fn lane_of(&self, queue: QueueNumber, content: &Content) -> u64 {
+        let named = content.key.as_ref().zip(self.queues.get(&queue));
+        named.map_or(0, |(key, queue)| self.lanes.of(&queue.namespace, key))
+    }
+
+    /// A job stands in the shared lane or in that of its key.
+    fn right_lane(&mut self, key: &Key, content: &Content, queue: QueueNumber, lane: u64) {
+        if lane != 0 && lane != self.lane_of(queue, content) {
+            self.find(key, "it stands in the lane of another key");
+        }
+    }
+
+    fn limit(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let limit = limit::limit(body).map_err(damaged(key))?;
+        if *key != limit::limit_key(&limit.namespace, &limit.target) {
+            self.find(key, "it is the limit of something else");
+        }
         Ok(())
     }
 
@@ -549,9 +606,10 @@ impl Examiner<'_> {
             }
             None => {
                 let job = self.standing(&lock.job)?;
+                let hold = job.as_ref().and_then(|job| self.hold_of(job));
                 let held =
                     job.and_then(|job| job.held_key(|content| self.key_of(&lock.job, content)));
-                if held != Some(unique) {
+                if held != Some(unique) && hold != Some(unique) {
                     self.find(key, format!("job {} does not hold this key", lock.job));
                 }
                 Ok(())
@@ -566,8 +624,10 @@ impl Examiner<'_> {
             Err(StoreError::Damaged { .. }) => None,
             stored => stored?,
         };
+        let mut holds_key = None;
         let (content, state, attempt) = match stored {
             Some(StoredJob::Record(job)) => {
+                holds_key = job.holds_key.then_some(job.queue);
                 let lives = lease.is_some_and(|lease| job.settled_lease < lease);
                 let state = match job.state {
                     JobState::Ready if lives => JobState::Leased,
@@ -593,6 +653,7 @@ impl Examiner<'_> {
             content,
             state,
             attempt,
+            holds_key,
         }))
     }
 
@@ -814,8 +875,7 @@ impl Examiner<'_> {
     fn compare_digest(&mut self) -> Result<(), StoreError> {
         let kept: Digest = *lock(&self.store.digest);
         if rebuild::add_up(&*self.store.table)? != kept {
-            let what =
-                "a queue, session, outcome, cron entry or batch is missing, left over or changed";
+            let what = "a queue, session, outcome, cron entry, limit or batch is missing, left over or changed";
             self.find(&Key::meta(Meta::Digest), what);
         }
         Ok(())

@@ -19,6 +19,7 @@ use super::{
     coding::{Malformed, Reader, put_bytes, put_varint},
     cron,
     keys::{Key, Meta},
+    limit,
     records::{self, PART_BYTES},
     workflow,
 };
@@ -169,6 +170,13 @@ impl Encoder {
                 self.put(Key::cron(cron.number), |out| cron::put_cron(out, cron))?;
             }
             Change::DeleteCron(number) => self.delete(Key::cron(*number)),
+            Change::PutLimit(record) => {
+                let key = limit::limit_key(&record.namespace, &record.target);
+                self.put(key, |out| limit::put_limit(out, record))?;
+            }
+            Change::DeleteLimit(namespace, target) => {
+                self.delete(limit::limit_key(namespace, target));
+            }
             Change::PutBatch(batch) => {
                 let key = Key::batch(batch.settled_at.is_some(), batch.id);
                 self.put(key, |out| batch::put_batch(out, batch))?;

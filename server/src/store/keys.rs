@@ -53,7 +53,7 @@ pub enum Prefix {
     Edge = 0x23,
     /// cron u64.
     Cron = 0x24,
-    /// For later: digest of namespace and name of the limit.
+    /// digest of namespace and what the limit is for.
     Limit = 0x25,
     /// For later: queue u32 · lane u64; its name and weight.
     Lane = 0x26,
@@ -231,10 +231,7 @@ impl Key {
 
     /// The begin of all runs of a lane.
     pub fn lane_runs(lane: &Lane) -> Self {
-        Self::of(Prefix::Run)
-            .with(&lane.queue.0.to_be_bytes())
-            .with(&[u8::MAX - lane.priority])
-            .with(&lane.lane.to_be_bytes())
+        Self::priority_runs(lane.queue, lane.priority).with(&lane.lane.to_be_bytes())
     }
 
     /// A run.
@@ -400,7 +397,7 @@ impl Key {
         Self::of(Prefix::Cron).with(&cron.0.to_be_bytes())
     }
 
-    /// For later: a limit.
+    /// A limit.
     pub fn limit(digest: &Digest) -> Self {
         Self::of(Prefix::Limit).with(digest)
     }

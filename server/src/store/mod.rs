@@ -19,6 +19,7 @@ pub mod doctor;
 pub mod format;
 mod group;
 pub mod keys;
+mod limit;
 pub mod log;
 pub mod memory;
 mod overlay;
@@ -592,6 +593,13 @@ impl Store {
             recovered
                 .crons
                 .push(cron::cron(number, body).map_err(damaged(key))?);
+            Ok(())
+        })?;
+        self.scan_all(Prefix::Limit, |key, value| {
+            let (_, body) = self.open_record(key, value)?;
+            recovered
+                .limits
+                .push(limit::limit(body).map_err(damaged(key))?);
             Ok(())
         })?;
         self.scan_begin(Key::batches(false), |key, value| {

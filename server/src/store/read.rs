@@ -69,6 +69,12 @@ impl Store {
                 };
                 self.heads(&lane, after, &bounds).map(Fact::Heads)
             }
+            Need::Lanes {
+                queue,
+                priority,
+                after,
+                max,
+            } => self.lanes(queue, priority, after, max),
             Need::Timers { after, max } => self.timers(after.as_ref(), max),
             Need::Producer(producer) => self.producer(producer).map(Fact::Producer),
             Need::Outcome { producer, slot } => {
@@ -463,6 +469,42 @@ impl Store {
             });
         }
         Ok(bytes)
+    }
+
+    /// The lanes of keys that have runs, found one by one, however many runs each has.
+    fn lanes(
+        &self,
+        queue: QueueNumber,
+        priority: u8,
+        after: u64,
+        max: u32,
+    ) -> Result<Fact, StoreError> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut span = Span::of(Key::priority_runs(queue, priority));
+        let mut lanes = Vec::new();
+        let mut last = after;
+        while let Some(lane) = last.checked_add(1) {
+            span.from = Key::lane_runs(&Lane {
+                queue,
+                priority,
+                lane,
+            });
+            let Some((key, _)) = self.scan(span, 1)?.pop() else {
+                break;
+            };
+            if lanes.len() >= max {
+                return Ok(Fact::Lanes {
+                    lanes,
+                    at_end: false,
+                });
+            }
+            last = key.to_run().ok_or_else(|| super::bad_key(&key))?.lane.lane;
+            lanes.push(last);
+        }
+        Ok(Fact::Lanes {
+            lanes,
+            at_end: true,
+        })
     }
 
     fn timers(&self, after: Option<&Timer>, max: u32) -> Result<Fact, StoreError> {

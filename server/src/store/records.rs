@@ -605,6 +605,7 @@ const HOLDS_UNIQUE: u64 = 1 << 7;
 const PERCENT: u64 = 1 << 8;
 const NOTE: u64 = 1 << 9;
 const IS_NODE: u64 = 1 << 12;
+const HOLDS_KEY: u64 = 1 << 16;
 
 /// Appends the record of a job; its id stands in its key, its group in its header.
 pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
@@ -624,6 +625,7 @@ pub fn put_job(out: &mut Vec<u8>, job: &JobRecord) {
         (PERCENT, percent.is_some()),
         (NOTE, note.is_some()),
         (IS_NODE, job.is_node),
+        (HOLDS_KEY, job.holds_key),
     ];
     let flags = flags
         .iter()
@@ -731,6 +733,7 @@ pub fn job(id: JobId, group: GroupNumber, body: &[u8]) -> Result<JobRecord, Malf
         batch: None,
         holds_unique: has(HOLDS_UNIQUE),
         is_node: has(IS_NODE),
+        holds_key: has(HOLDS_KEY),
     };
     if has(RUN_AT) {
         job.run_at = Some(Timestamp(reader.varint()?));
@@ -860,6 +863,7 @@ pub fn put_leases(out: &mut Vec<u8>, rows: &[LeaseRecord]) {
         put_signed(out, distance(row.deadline.0, &mut deadline));
         put_place(out, &row.place, &Place::of_birth(&row.job));
         put_varint(out, u64::from(row.attempt));
+        put_varint(out, row.key);
     }
 }
 
@@ -884,6 +888,7 @@ pub fn leases(body: &[u8]) -> Result<Vec<LeaseRecord>, Malformed> {
                 deadline: Timestamp(advance(&mut deadline, reader.signed()?)),
                 place: place(&mut reader, &Place::of_birth(&job))?,
                 attempt: reader.narrow()?,
+                key: reader.varint()?,
             })
         })
         .collect::<Result<_, _>>()?;

@@ -11,8 +11,8 @@ use foldhash::{HashMap, HashMapExt as _};
 use ganger_engine::{
     facts::NodeRow,
     records::{
-        BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, OutcomeRecord,
-        PackedJob, Place, QueueNumber, QueueRecord, RunKey,
+        BatchRecord, BlobKind, CronRecord, Entry, HeadRecord, JobRecord, LeftRun, LimitRecord,
+        OutcomeRecord, PackedJob, Place, QueueNumber, QueueRecord, RunKey,
     },
     workflow::timer,
 };
@@ -24,6 +24,7 @@ use ganger_protocol::{
 use super::{
     Store, StoreError, bad_key, batch, cron, damaged, describe,
     keys::{Key, Meta, Prefix},
+    limit,
     rebuild::RESTORE_STEP,
     records,
 };
@@ -41,6 +42,8 @@ pub enum Told {
     Batch(Box<BatchRecord>),
     /// A node of the graph of a batch, after its batch.
     Node(Box<NodeRow>),
+    /// A limit.
+    Limit(Box<LimitRecord>),
     /// A cron entry.
     Cron(Box<CronRecord>),
 }
@@ -156,6 +159,7 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
     teller.each(Prefix::Outcome, Teller::outcome)?;
+    teller.each(Prefix::Limit, Teller::limit)?;
     teller.each(Prefix::Cron, Teller::cron)
 }
 
@@ -402,6 +406,11 @@ impl Teller<'_> {
         let number = key.to_cron().ok_or_else(|| bad_key(key))?;
         let cron = cron::cron(number, body).map_err(damaged(key))?;
         self.listener.told(Told::Cron(Box::new(cron)))
+    }
+
+    fn limit(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let limit = limit::limit(body).map_err(damaged(key))?;
+        self.listener.told(Told::Limit(Box::new(limit)))
     }
 
     fn batch(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {

@@ -64,6 +64,8 @@ pub struct Repair {
     pub jobs: u64,
     /// Cron entries that were saved.
     pub crons: u64,
+    /// Limits that were saved.
+    pub limits: u64,
     /// Batches that were saved.
     pub batches: u64,
     /// What could not be saved.
@@ -145,6 +147,7 @@ fn rebuild(directory: &mut ShardDirectory, store: &Store) -> Result<Repair, Stor
         queues: built.queues,
         jobs: built.jobs,
         crons: built.crons,
+        limits: built.limits,
         batches: built.batches,
         lost: patient.lost,
         kept_in: old.name().to_owned(),

@@ -2,8 +2,8 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its cron entries. Batches and the nodes of their graphs come before the jobs, which
-//! are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its limits and cron entries. Batches and the nodes of their graphs come before the
+//! jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{
@@ -23,6 +23,7 @@ use ganger_protocol::{
     BatchId, CronName, DurationMs, JobId, JobSpec, LeaseId, NamespaceName, QueueName, RetryPolicy,
     Timestamp,
     job::{DeadReason, JobError, JobState},
+    limit::LimitTarget,
     response::Counters,
 };
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,9 @@ use super::{
     CACHE_BYTES, UpkeepError,
     batches::{BatchLine, NodeLine, batch_of},
     crons::{CronLine, cron_of},
-    empty_dir, shards_of,
+    empty_dir,
+    limits::{LimitLine, limit_of},
+    shards_of,
 };
 use crate::{
     data_dir::shard_dir,
@@ -59,6 +62,8 @@ pub struct Transferred {
     pub jobs: u64,
     /// Cron entries.
     pub crons: u64,
+    /// Limits.
+    pub limits: u64,
     /// Batches.
     pub batches: u64,
 }
@@ -72,6 +77,7 @@ enum Line {
     Cron(Box<CronLine>),
     Batch(Box<BatchLine>),
     Node(Box<NodeLine>),
+    Limit(Box<LimitLine>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,6 +140,8 @@ struct JobLine {
     releases: u32,
     #[serde(default)]
     lane: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    holds_key: bool,
     #[serde(default = "no_lease")]
     settled_lease: LeaseId,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -284,6 +292,10 @@ impl Listener for Exporter<'_> {
                     }
                 }
             }
+            Told::Limit(limit) => {
+                self.done.limits += 1;
+                self.line(&Line::Limit(Box::new(LimitLine::of(*limit))));
+            }
             Told::Batch(batch) => {
                 self.done.batches += 1;
                 match BatchLine::of(&batch) {
@@ -361,6 +373,7 @@ fn job_line(
         losses_in_row: record.losses_in_row,
         releases: record.releases,
         lane: record.lane,
+        holds_key: record.holds_key,
         settled_lease: record.settled_lease,
         waits_for: record.waits_for,
         after,
@@ -466,6 +479,7 @@ struct Shard {
     crons: BTreeSet<(NamespaceName, CronName)>,
     cron_numbers: BTreeSet<CronNumber>,
     batches: BTreeSet<BatchId>,
+    limits: BTreeSet<(NamespaceName, LimitTarget)>,
 }
 
 impl Importer<'_> {
@@ -495,6 +509,7 @@ impl Importer<'_> {
                 Line::Node(node) => self
                     .shard(number)?
                     .take(Told::Node(Box::new((*node).row())))?,
+                Line::Limit(limit) => self.limit(*limit, number)?,
             }
             progress(self.done.jobs);
         }
@@ -558,6 +573,7 @@ impl Importer<'_> {
             crons: BTreeSet::new(),
             cron_numbers: BTreeSet::new(),
             batches: BTreeSet::new(),
+            limits: BTreeSet::new(),
         });
         Ok(())
     }
@@ -634,6 +650,18 @@ impl Importer<'_> {
         Ok(())
     }
 
+    fn limit(&mut self, line: LimitLine, at: u64) -> Result<(), UpkeepError> {
+        let shard = self.shard(at)?;
+        let limit = limit_of(line).map_err(|what| invalid(at, &what))?;
+        let named = (limit.namespace.clone(), limit.target.clone());
+        if !shard.limits.insert(named) {
+            return Err(invalid(at, "a limit of this target comes a second time"));
+        }
+        shard.take(Told::Limit(Box::new(limit)))?;
+        self.done.limits += 1;
+        Ok(())
+    }
+
     fn shard(&mut self, at: u64) -> Result<&mut Shard, UpkeepError> {
         let missing = || invalid(at, "an export begins with a line {\"export\": …}");
         self.current.as_mut().ok_or_else(missing)
@@ -707,6 +735,7 @@ fn whole_job(
         priority: priority.unwrap_or(ganger_protocol::limits::PRIORITY_DEFAULT),
         lane: line.lane,
         waits_for: line.waits_for,
+        holds_key: line.holds_key,
         // Of dead jobs the queue says anew how long they are kept.
         run_at: run_at.filter(|_| line.state != JobState::Dead),
         closed_at: line.closed_at,

@@ -284,6 +284,7 @@ pub fn granted(number: u8, kind: &str) -> GrantedJob {
         pushed_at: Timestamp(1),
         tags: Vec::new(),
         batch: None,
+        key: None,
         cursor: None,
     }
 }

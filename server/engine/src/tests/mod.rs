@@ -7,6 +7,7 @@ mod dead;
 mod expiry;
 mod fetching;
 mod leases;
+mod limits;
 mod order;
 mod producers;
 mod progress;

@@ -50,6 +50,7 @@ fn record(position: u64, state: JobState) -> JobRecord {
         waits_for: 0,
         is_node: false,
         holds_unique: false,
+        holds_key: false,
         progress: None,
         result_parts: 0,
     }
@@ -438,6 +439,7 @@ fn recovery_finds_sessions_acks_and_leases_with_their_jobs() {
             deadline: Timestamp(5),
             place: place(position, 0),
             attempt: 1,
+            key: 0,
         };
         let part = PartKey {
             group: GroupNumber(1),

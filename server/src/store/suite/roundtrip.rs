@@ -7,7 +7,7 @@ use super::samples::*;
 use crate::store::{
     batch,
     coding::Malformed,
-    cron,
+    cron, limit,
     records::{self, HEADER_BYTES},
     workflow,
 };
@@ -126,6 +126,14 @@ proptest! {
         prop_assert!(body.len().div_ceil(records::PART_BYTES) <= usize::from(record.parts()));
         prop_assert_eq!(read(&body), Ok(record.clone()));
         mangled(&body, at, read);
+    }
+
+    #[test]
+    fn limits(record in any_limit(), at: usize) {
+        let body = body(|out| limit::put_limit(out, &record));
+        prop_assert!(fits(&body), "{}", body.len());
+        prop_assert_eq!(limit::limit(&body), Ok(record));
+        mangled(&body, at, limit::limit);
     }
 
     #[test]

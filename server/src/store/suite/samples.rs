@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ganger_engine::records::{
     ACKS_PER_PART, BatchRecord, Bits, Callback, Content, CronNumber, CronRecord, CronTimes, Entry,
     GroupNumber, HeadRecord, INLINE_BYTES_MAX, JobProgress, JobRecord, LEASES_PER_PART, Lane,
-    LeaseRecord, LeftRun, Node, NodeRecord, OutcomeRange, OutcomeRecord, PackedJob, Place,
-    ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
+    LeaseRecord, LeftRun, LimitRecord, Node, NodeRecord, OutcomeRange, OutcomeRecord, PackedJob,
+    Place, ProducerNumber, QueueNumber, QueueRecord, Run, RunKey, SessionRecord,
 };
 use ganger_protocol::{
     BatchId, DurationMs, JobId, JobSpec, Kind, LeaseId, NamespaceName, QueueName, RetryPolicy,
@@ -15,6 +15,7 @@ use ganger_protocol::{
     cron::{Misfire, Overlap},
     ids::Tag,
     job::{DeadReason, JobError, JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
+    limit::{LimitTarget, Rate},
     limits::BATCH_CALLBACKS_BYTES_MAX,
     response::Counters,
     retry::Curve,
@@ -328,6 +329,7 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
             waits_for: numbers[5],
             holds_unique,
             is_node,
+            holds_key: holds_unique && numbers[1] % 2 == 0,
             progress: (percent.is_some() || note.is_some() || parts[0] > 0).then(|| {
                 Box::new(JobProgress {
                     percent,
@@ -361,7 +363,7 @@ pub(super) fn any_leases() -> impl Strategy<Value = Vec<LeaseRecord>> {
         any_job_id(),
         (number(), number(), number()),
         prop::option::of(any_place()),
-        any::<u32>(),
+        (any::<u32>(), any::<u64>()),
     )
         .prop_map(
             |(job, (lease, session, deadline), place, attempt)| LeaseRecord {
@@ -370,7 +372,8 @@ pub(super) fn any_leases() -> impl Strategy<Value = Vec<LeaseRecord>> {
                 session: SessionId(session),
                 deadline: Timestamp(deadline),
                 place: place.unwrap_or_else(|| Place::of_birth(&job)),
-                attempt,
+                attempt: attempt.0,
+                key: attempt.1,
             },
         );
     prop::collection::vec(row, 0..=LEASES_PER_PART)
@@ -487,6 +490,27 @@ pub(super) fn any_queue() -> impl Strategy<Value = QueueRecord> {
                 },
             },
         )
+}
+
+pub(super) fn any_limit() -> impl Strategy<Value = LimitRecord> {
+    let target = prop_oneof![
+        "[a-z:]{0,127}\\*".prop_map(|text| LimitTarget::Queue(text.parse().unwrap())),
+        "[a-z:]{1,128}".prop_map(|text| LimitTarget::Queue(text.parse().unwrap())),
+        "[a-z:]{0,127}\\*".prop_map(|text| LimitTarget::Key(text.parse().unwrap())),
+        "[a-z:]{1,128}".prop_map(|text| LimitTarget::Key(text.parse().unwrap())),
+    ];
+    let count = || prop::option::of(any::<u32>());
+    let rate = (any::<u32>(), duration(), count());
+    let rate = rate.prop_map(|(n, per_ms, burst)| Rate { n, per_ms, burst });
+    let figures = (count(), prop::option::of(rate), count(), any::<bool>());
+    (name(), target, figures).prop_map(|(namespace, target, figures)| LimitRecord {
+        namespace,
+        target,
+        max_running: figures.0,
+        rate: figures.1,
+        weight: figures.2,
+        sequence: figures.3,
+    })
 }
 
 pub(super) fn any_cron() -> impl Strategy<Value = CronRecord> {
