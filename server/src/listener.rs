@@ -2,8 +2,9 @@
 //! [`crate::session`]'s.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    ops::Bound::{Excluded, Unbounded},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -29,30 +30,47 @@ const REFUSED_RETRY_AFTER: DurationMs = DurationMs::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// Connections past their `hello` that one sweep looks at: of ten thousand, each is looked at every ten
+/// sweeps, and ten thousand that wait cost nothing that could be seen.
+const SWEPT_MAX: usize = 1_000;
+
 /// Every connection of a server.
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<BTreeMap<ConnectionId, Arc<Presence>>>);
+pub struct Connections(Mutex<Present>);
+
+#[derive(Debug, Default)]
+struct Present {
+    all: BTreeMap<ConnectionId, Arc<Presence>>,
+    /// Those that had not said `hello` at the last sweep, or have come since: each sweep looks at them.
+    strangers: BTreeSet<ConnectionId>,
+    /// The next sweep of the others goes on behind this one.
+    swept: Option<ConnectionId>,
+}
 
 impl Connections {
     /// A connection begins.
     pub fn enter(&self, id: ConnectionId, presence: Arc<Presence>) {
-        self.lock().insert(id, presence);
+        let mut present = self.lock();
+        present.all.insert(id, presence);
+        present.strangers.insert(id);
     }
 
     /// A connection has ended.
     pub fn leave(&self, id: ConnectionId) {
-        self.lock().remove(&id);
+        let mut present = self.lock();
+        present.all.remove(&id);
+        present.strangers.remove(&id);
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().all.len()
     }
 
     /// Requests that are not answered, and bytes that are not sent, over all connections.
     pub fn outstanding(&self) -> (u64, usize) {
-        let all = self.lock();
-        let outboxes = all.values().map(|presence| &presence.outbox);
+        let present = self.lock();
+        let outboxes = present.all.values().map(|presence| &presence.outbox);
         outboxes.fold((0, 0), |(requests, bytes), outbox| {
             (
                 requests + outbox.unanswered(),
@@ -61,32 +79,61 @@ impl Connections {
         })
     }
 
-    /// Ends those that overstay.
+    /// Ends those that overstay: all that have not said `hello`, and the next of the others.
     pub fn sweep(&self, now: Mono, patience: &Patience) {
-        for (id, presence) in self.lock().iter() {
-            if let Some(reason) = presence.overstays(now, patience) {
-                tracing::debug!(connection = id.0, reason, "a connection is closed");
-                presence.close.cancel();
-            }
+        let mut present = self.lock();
+        let Present {
+            all,
+            strangers,
+            swept,
+        } = &mut *present;
+        strangers.retain(|id| {
+            all.get(id).is_some_and(|presence| {
+                end_overstaying(*id, presence, now, patience);
+                !presence.is_open()
+            })
+        });
+        for (id, presence) in turn(all, swept, SWEPT_MAX) {
+            end_overstaying(*id, presence, now, patience);
         }
     }
 
     /// Ends those whose identity is none any more.
     pub fn end_strangers(&self, tokens: &Tokens) {
-        for presence in self.lock().values() {
+        for presence in self.lock().all.values() {
             presence.end_stranger(tokens);
         }
     }
 
     /// Ends all.
     pub fn close_all(&self) {
-        for presence in self.lock().values() {
+        for presence in self.lock().all.values() {
             presence.close.cancel();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ConnectionId, Arc<Presence>>> {
+    fn lock(&self) -> MutexGuard<'_, Present> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next rows behind `swept`, which stands at the last of them then; behind the last of all it begins
+/// anew.
+fn turn<'a, T>(
+    all: &'a BTreeMap<ConnectionId, T>,
+    swept: &mut Option<ConnectionId>,
+    max: usize,
+) -> impl Iterator<Item = (&'a ConnectionId, &'a T)> {
+    let from = swept.map_or(Unbounded, Excluded);
+    let rows = all.range((from, Unbounded)).take(max);
+    *swept = rows.clone().last().map(|(id, _)| *id);
+    rows
+}
+
+fn end_overstaying(id: ConnectionId, presence: &Presence, now: Mono, patience: &Patience) {
+    if let Some(reason) = presence.overstays(now, patience) {
+        tracing::debug!(connection = id.0, reason, "a connection is closed");
+        presence.close.cancel();
     }
 }
 
@@ -198,5 +245,22 @@ fn keep_alive(stream: &tokio::net::TcpStream) {
         .with_interval(Duration::from_secs(15));
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&probes) {
         tracing::debug!(%error, "no keepalive on a socket");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_goes_on_where_the_last_one_ended() {
+        let all: BTreeMap<_, _> = (1..=5).map(|id| (ConnectionId(id), ())).collect();
+        let mut swept = None;
+        let mut next = || -> Vec<u64> { turn(&all, &mut swept, 2).map(|(id, ())| id.0).collect() };
+        assert_eq!(next(), [1, 2]);
+        assert_eq!(next(), [3, 4]);
+        assert_eq!(next(), [5]);
+        assert!(next().is_empty(), "the end is met once");
+        assert_eq!(next(), [1, 2]);
     }
 }

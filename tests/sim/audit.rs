@@ -66,7 +66,8 @@ impl World {
             self.audit_queue(queue, &seen)?;
         }
         self.audit_crons()?;
-        self.audit_batches()
+        self.audit_batches()?;
+        self.audit_outcomes()
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
@@ -242,6 +243,7 @@ impl World {
         }
         self.drain_crons()?;
         self.drain_batches()?;
+        self.drain_outcomes()?;
         for nth in 0..self.clients.producers.len() {
             self.connect_producer(nth);
             self.send_again(nth)?;

@@ -9,6 +9,7 @@ use crate::{
     batches::AskedBatch,
     crons::AskedCron,
     history::{Answered, Checked, Presence},
+    outcomes::AskedOutcome,
     plan::Plan,
     world::World,
 };
@@ -55,6 +56,7 @@ pub enum Asked {
     },
     Cron(AskedCron),
     Batch(AskedBatch),
+    Outcome(AskedOutcome),
     Anything,
     /// Kept for whoever asked.
     Audit,

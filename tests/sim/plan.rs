@@ -43,6 +43,7 @@ pub struct Plan {
     pub trouble_weight: u32,
     pub cron_weight: u32,
     pub batch_weight: u32,
+    pub outcome_weight: u32,
 }
 
 const NAMES: [&str; 4] = ["mail", "mail.eu", "sms", "default"];
@@ -94,6 +95,7 @@ impl Plan {
             trouble_weight: [0, 1, 1, 3][rng.usize(..4)],
             cron_weight: [0, 4, 12][rng.usize(..3)],
             batch_weight: [0, 6, 20][rng.usize(..3)],
+            outcome_weight: [0, 8, 25][rng.usize(..3)],
         }
     }
 }

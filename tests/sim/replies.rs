@@ -119,6 +119,7 @@ impl World {
                 other => Err(format!("a change was answered by {other:?}")),
             },
             Asked::Cron(asked) => self.cron_reply(asked, result),
+            Asked::Outcome(asked) => self.outcome_reply(asked, result),
             Asked::Batch(asked) => self.batch_reply(asked, result),
             Asked::Anything => result.map(|_| ()).map_err(|error| format!("{error:?}")),
             Asked::Audit => {

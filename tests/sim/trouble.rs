@@ -13,7 +13,7 @@ use ganger_server::{
 
 use crate::{
     history::Checked,
-    world::{Server, Sync, World},
+    world::{Server, World},
 };
 
 /// How the server ends.
@@ -107,8 +107,8 @@ impl World {
         self.history.stopped(mono);
         let (groups, batches) = self.disk.unsynced();
         let groups_kept = match end {
-            End::Kill | End::Clean => groups,
-            End::PowerLoss => self.rng.usize(..=groups),
+            End::Clean => groups,
+            End::Kill | End::PowerLoss => self.rng.usize(..=groups),
         };
         let batches_kept = match end {
             End::Clean => batches,
@@ -125,6 +125,7 @@ impl World {
         self.clients.server_ended();
         self.crons.server_ended();
         self.batches.server_ended();
+        self.outcomes.server_ended();
         self.clock.advance(self.rng.u64(..3_000));
         let group = self.start()?;
         if let Some(group) = group
@@ -205,37 +206,30 @@ impl World {
         self.server = Some(Server {
             core,
             store,
-            sync: Sync::Idle,
+            syncs: Default::default(),
             ticks: 0,
         });
         // Nothing is granted before the first group is durable.
-        for _ in 0..3 {
-            let Some(server) = &mut self.server else {
-                return Ok(Some(group));
-            };
-            let result = match server.sync {
-                Sync::Idle => server.core.seal(now).map(|_| Sync::Sealed),
-                Sync::Sealed => server.store.sync().map(Sync::Synced),
-                Sync::Synced(durable) => {
-                    self.history.durable = durable.0;
-                    server.core.synced(durable);
-                    Ok(Sync::Idle)
-                }
-            };
-            match result {
-                Ok(next) => server.sync = next,
-                Err(_) if self.is_faulty => {
-                    self.server = None;
-                    let (groups, batches) = self.disk.unsynced();
-                    self.disk.crash(&Crash {
-                        groups_kept: self.rng.usize(..=groups),
-                        batches_kept: self.rng.usize(..=batches),
-                    });
-                    self.is_faulty = false;
-                    return Ok(Some(group));
-                }
-                Err(error) => return Err(format!("the first group is not durable: {error}")),
+        let Some(server) = &mut self.server else {
+            return Ok(Some(group));
+        };
+        let sealed = server.core.seal_for_sync(now);
+        match sealed.and_then(|()| server.store.sync()) {
+            Ok(durable) => {
+                self.history.durable = durable.0;
+                server.core.synced(durable);
             }
+            Err(_) if self.is_faulty => {
+                self.server = None;
+                let (groups, batches) = self.disk.unsynced();
+                self.disk.crash(&Crash {
+                    groups_kept: self.rng.usize(..=groups),
+                    batches_kept: self.rng.usize(..=batches),
+                });
+                self.is_faulty = false;
+                return Ok(Some(group));
+            }
+            Err(error) => return Err(format!("the first group is not durable: {error}")),
         }
         // What is left of a fault that nothing has met yet.
         self.audit()?;

@@ -17,7 +17,7 @@ use ganger_protocol::{
 };
 use ganger_server::{
     driver::{Core, Released, bulk::Task},
-    store::{CheckpointProgress, Store, StoreOptions, memory::MemoryDisk},
+    store::{CheckpointProgress, GroupWrite, Store, StoreOptions, memory::MemoryDisk},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     clock::Clock,
     crons::Crons,
     history::{Checked, History},
+    outcomes::Outcomes,
     plan::Plan,
     trace::Trace,
     workflows::Workflows,
@@ -44,6 +45,7 @@ pub struct World {
     pub clients: Clients,
     pub crons: Crons,
     pub batches: Batches,
+    pub outcomes: Outcomes,
     pub workflows: Workflows,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
@@ -68,16 +70,19 @@ pub struct World {
 pub struct Server {
     pub core: Core,
     pub store: Arc<Store>,
-    pub sync: Sync,
+    /// The two threads that sync.
+    pub syncs: [Sync; 2],
     pub ticks: u32,
 }
 
-/// How far the sync thread is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How far a thread that syncs is.
+#[derive(Debug, Default)]
 pub enum Sync {
+    #[default]
     Idle,
     Sealed,
-    Synced(GroupNumber),
+    Gathered(GroupWrite),
+    Written(GroupNumber),
 }
 
 /// A request without an answer.
@@ -130,6 +135,7 @@ impl World {
             clients: Clients::new(&plan),
             crons: Crons::default(),
             batches: Batches::default(),
+            outcomes: Outcomes::default(),
             workflows: Workflows::default(),
             rng,
             plan,
@@ -175,6 +181,7 @@ impl World {
             plan.trouble_weight,
             plan.cron_weight,
             plan.batch_weight,
+            plan.outcome_weight,
         ];
         let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
         let mut nth = 0;
@@ -192,7 +199,8 @@ impl World {
             6 => self.step_clock(),
             7 => self.step_trouble()?,
             8 => self.step_cron()?,
-            _ => self.step_batch()?,
+            9 => self.step_batch()?,
+            _ => self.step_outcome()?,
         }
         self.check()
     }
@@ -249,12 +257,13 @@ impl World {
 
     fn step_sync(&mut self) -> Checked {
         let is_whole = self.rng.u32(..10) < 7;
-        for _ in 0..3 {
-            self.sync_part()?;
+        let thread = self.rng.usize(..2);
+        for _ in 0..4 {
+            self.sync_part(thread)?;
             let is_done = self
                 .server
                 .as_ref()
-                .is_none_or(|server| server.sync == Sync::Idle);
+                .is_none_or(|server| matches!(server.syncs[thread], Sync::Idle));
             if is_done || !is_whole {
                 break;
             }
@@ -262,33 +271,31 @@ impl World {
         Ok(())
     }
 
-    /// Seals, syncs and releases, the next of the three.
-    fn sync_part(&mut self) -> Checked {
+    /// Seals, gathers, writes and releases, the next of the four.
+    fn sync_part(&mut self, thread: usize) -> Checked {
         let now = self.clock.now();
         let Some(server) = &mut self.server else {
             return Ok(());
         };
-        let result = match server.sync {
+        let result = match std::mem::take(&mut server.syncs[thread]) {
             Sync::Idle => {
                 if server.store.is_full() {
                     return self.make_room();
                 }
-                server.core.seal(now).map(|_| Sync::Sealed)
+                server.core.seal_for_sync(now).map(|()| Sync::Sealed)
             }
-            Sync::Sealed => server.store.sync().map(Sync::Synced),
-            Sync::Synced(durable) => {
-                server.sync = Sync::Idle;
-                return self.release(durable);
-            }
+            Sync::Sealed => server.store.gather().map(Sync::Gathered),
+            Sync::Gathered(write) => server.store.write(write).map(Sync::Written),
+            Sync::Written(durable) => return self.release(durable),
         };
         match result {
             Ok(next) => {
-                server.sync = next;
-                if let Sync::Synced(group) = next {
-                    self.history.durable = group.0;
+                if let Sync::Written(group) = next {
+                    self.history.durable = self.history.durable.max(group.0);
                     self.trace
                         .note(self.clock.elapsed(), "group {} is durable", &[group.0]);
                 }
+                server.syncs[thread] = next;
                 Ok(())
             }
             Err(error) => self.failed(&error),
@@ -321,15 +328,17 @@ impl World {
 
     /// Seals, syncs and releases everything.
     pub fn settle(&mut self) -> Checked {
-        for _ in 0..6 {
-            self.sync_part()?;
+        for _ in 0..8 {
+            self.sync_part(0)?;
+            self.sync_part(1)?;
         }
         while self
             .server
             .as_ref()
             .is_some_and(|server| server.core.is_dirty())
         {
-            self.sync_part()?;
+            self.sync_part(0)?;
+            self.sync_part(1)?;
         }
         Ok(())
     }
@@ -596,6 +605,10 @@ impl World {
 
     fn notice(&mut self, to: ConnectionId, notice: Notice, context: Context) -> Checked {
         if self.crons.is_own(to) || self.batches.is_own(to) {
+            return Ok(());
+        }
+        if self.outcomes.is_own(to) {
+            self.outcomes.heard(&notice);
             return Ok(());
         }
         let mono = self.clock.now().mono.0;

@@ -23,14 +23,14 @@ use ganger_protocol::{
     },
     response::{
         BackupReply, CancelReply, CountReply, Done, FetchReply, HeartbeatReply, JobsReply,
-        LeaseResult, PushReply, PushResult, QueueView, QueuesReply, StatsReply,
+        LeaseResult, Notice, PushReply, PushResult, QueueView, QueuesReply, StatsReply,
     },
 };
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{
         OwnedSemaphorePermit, Semaphore,
-        mpsc::{UnboundedSender, unbounded_channel},
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
         oneshot,
     },
     time::Instant,
@@ -92,10 +92,40 @@ impl Client {
     /// ```
     pub async fn connect(options: ClientOptions) -> Result<Self, Error> {
         let client = Self::lazy(options);
-        let (reply, connected) = oneshot::channel();
-        client.send(Command::Connect(reply))?;
-        connected.await.unwrap_or(Err(Error::Closed))?;
+        client.first_connection().await?;
         Ok(client)
+    }
+
+    async fn first_connection(&self) -> Result<(), Error> {
+        let (reply, connected) = oneshot::channel();
+        self.send(Command::Connect(reply))?;
+        connected.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// As [`Client::connect`], for a client with a session that is no [`Worker`](crate::Worker): what
+    /// the server says to the session without being asked comes out of the second.
+    ///
+    /// # Errors
+    /// Those of [`Client::connect`].
+    ///
+    /// ```no_run
+    /// # async fn example(options: ganger_client::ClientOptions) -> Result<(), ganger_client::Error> {
+    /// use ganger_client::{Client, protocol::response::Notice};
+    ///
+    /// let (client, mut notices) = Client::connect_with_notices(options).await?;
+    /// while let Some(notice) = notices.next().await {
+    ///     if let Notice::Cancel { leases } = notice {
+    ///         println!("stop {leases:?}");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect_with_notices(options: ClientOptions) -> Result<(Self, Notices), Error> {
+        let (sender, events) = unbounded_channel();
+        let client = Self::start(options, Some(sender));
+        client.first_connection().await?;
+        Ok((client, Notices { events }))
     }
 
     /// A client that connects with its first request. Must be called within a tokio runtime.
@@ -685,6 +715,34 @@ impl Client {
         match self.shared.commands.send(command) {
             Ok(()) => Ok(()),
             Err(_the_task_has_ended) => Err(Error::Closed),
+        }
+    }
+}
+
+/// What the server says to a session without being asked: leases that are lost or to be cancelled,
+/// and what is asked of the worker as a whole.
+#[derive(Debug)]
+pub struct Notices {
+    events: UnboundedReceiver<Event>,
+}
+
+impl Notices {
+    /// The next of them; `None` once the client is closed. Cancel-safe.
+    ///
+    /// ```no_run
+    /// # async fn example(mut notices: ganger_client::Notices) {
+    /// println!("{:?}", notices.next().await);
+    /// # }
+    /// ```
+    pub async fn next(&mut self) -> Option<Notice> {
+        loop {
+            return Some(match self.events.recv().await? {
+                Event::Lost(leases) => Notice::Lost { leases },
+                Event::Cancel(leases) => Notice::Cancel { leases },
+                Event::Quiet => Notice::Quiet {},
+                Event::Terminate => Notice::Terminate {},
+                Event::Connected | Event::Refused(_) => continue,
+            });
         }
     }
 }

@@ -77,7 +77,7 @@ pub use ganger_protocol::{BatchId, ErrorCode, JobId, JobSpec, WireError};
 
 pub use crate::{
     batch::{Batch, BatchBuilder},
-    client::Client,
+    client::{Client, Notices},
     cron::Cron,
     error::{ConnectError, Error, JobError, Unknown},
     failure::Failure,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ganger_protocol::{
     Bytes, DurationMs, ErrorCode, JobId, JobSpec, LeaseId, RetryPolicy, SessionId, Timestamp,
     job::{JobState, OnConflict, Unique, UniqueUntil},
+    progress::{Progress, ProgressItem},
     request::{
         Ack, DeadSelect, Extend, ExtendItem, Fail, FailItem, Fetch, Heartbeat, LeaseRef, Operation,
         Push, Release, ReleaseItem,
@@ -52,6 +53,8 @@ struct Job {
     timeout: DurationMs,
     expires_at: Option<Timestamp>,
     unique: Option<(u8, UniqueUntil)>,
+    /// Where its next attempt goes on; 0: at the start.
+    cursor: u8,
 }
 
 impl Job {
@@ -337,6 +340,7 @@ enum Op {
     Fail(u8, Pick, u8),
     Release(u8, Vec<Pick>, bool),
     Extend(u8, Pick),
+    Progress(u8, Pick, u8),
     Revive(u8, u8, u8),
     Purge(u8, u8, u8),
     Pause(u8, u8, bool),
@@ -418,6 +422,7 @@ impl Both {
             Op::Fail(worker, pick, how) => self.fail(*worker, pick, *how),
             Op::Release(worker, picks, delayed) => self.release(*worker, picks, *delayed),
             Op::Extend(worker, pick) => self.extend(*worker, pick),
+            Op::Progress(worker, pick, cursor) => self.progress(*worker, pick, *cursor),
             Op::Revive(namespace, queue, limit) => {
                 self.change_dead(*namespace, *queue, *limit, true);
             }
@@ -761,6 +766,7 @@ impl Both {
                 timeout: spec.timeout_ms.unwrap(),
                 expires_at: spec.expires_at,
                 unique: key,
+                cursor: 0,
             };
             if let (Some((key, _)), Some(ttl)) = (key, unique.and_then(|it| it.ttl_ms)) {
                 let throttle = (id, now.plus(ttl));
@@ -797,7 +803,8 @@ impl Both {
         let is_replaced = unique.on_conflict == OnConflict::Replace && waiting.is_some();
         assert_eq!(result.replaced, is_replaced, "{result:?}");
         if let Some(serial) = waiting.filter(|_| is_replaced) {
-            let job = self.model.withdraw(serial);
+            let mut job = self.model.withdraw(serial);
+            job.cursor = 0;
             let serial = serial_of(&spec.payload);
             self.model.jobs.insert(serial, job);
             match spec.delay_ms.unwrap() {
@@ -1083,6 +1090,7 @@ impl Both {
             self.highest_lease = job.lease;
             let of_model = self.model.jobs.get_mut(&serial).unwrap();
             assert_eq!(of_model.id, job.id, "I2");
+            assert_eq!(job.cursor, cursor(of_model.cursor), "{of_model:?}");
             of_model.state = JobState::Leased;
             of_model.attempt += 1;
             assert_eq!(
@@ -1371,6 +1379,33 @@ impl Both {
         assert_eq!(result.timeout_ms, Some(live.deadline.since(now.mono)));
     }
 
+    fn progress(&mut self, nth: u8, pick: &Pick, at: u8) {
+        let pairs = self.picked(std::slice::from_ref(pick));
+        let Some((id, namespace)) = self.answerer(nth, &pairs) else {
+            return;
+        };
+        let (job, lease) = pairs[0];
+        let leases = vec![ProgressItem {
+            cursor: cursor(at).or(Some(Bytes::new())),
+            ..ProgressItem::of(job, lease)
+        }];
+        let caller = self.send(id, namespace, Operation::Progress(Progress { leases }));
+        let result = self.results(caller).remove(0);
+        let serial = self.model.job_of(job);
+        let known = serial.and_then(|serial| self.model.jobs.get_mut(&serial));
+        let known = known.filter(|known| known.place.0 == namespace);
+        let brief = match known {
+            Some(known) if known.lease.is_some_and(|live| live.number == lease) => {
+                known.cursor = at;
+                known.in_row = 0;
+                LeaseResultBrief::Applied(None)
+            }
+            Some(known) => LeaseResultBrief::Lost(known.state.to_string()),
+            None => LeaseResultBrief::Lost("gone".to_owned()),
+        };
+        check_results(&[result], &[brief]);
+    }
+
     fn change_dead(&mut self, namespace: u8, queue: u8, limit: u8, is_revival: bool) {
         let place = (usize::from(namespace) % 2, usize::from(queue) % 3);
         if !self.model.made.contains(&place) {
@@ -1473,6 +1508,7 @@ impl Both {
             assert_eq!(view.state, job.state, "{job:?}");
             assert_eq!((view.run_at, view.closed_at), (job.run_at, job.closed_at));
             assert_eq!(view.expires_at, job.expires_at);
+            assert_eq!(view.cursor, cursor(job.cursor));
             assert_eq!(view.lease, job.lease.map(|lease| lease.number));
             assert_eq!((view.attempt, view.failures), (job.attempt, job.failures));
             assert_eq!((view.losses, view.releases), (job.losses, job.releases));
@@ -1587,6 +1623,12 @@ fn byte(small: usize) -> u8 {
     u8::try_from(small).unwrap()
 }
 
+/// Where an attempt stands; every fourth is long.
+fn cursor(at: u8) -> Option<Bytes> {
+    let bytes = if at.is_multiple_of(4) { 11_000 } else { 1 };
+    (at > 0).then(|| vec![at; bytes].into())
+}
+
 /// One of few keys, with one of all ways to hold it and to meet its holder; mostly none.
 fn unique(number: u8) -> Option<Unique> {
     let (key, rest) = (number % 8, number / 8);
@@ -1681,6 +1723,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any::<u8>(), picks(), any::<bool>())
             .prop_map(|(worker, picks, delayed)| Op::Release(worker, picks, delayed)),
         2 => (any::<u8>(), pick()).prop_map(|(worker, pick)| Op::Extend(worker, pick)),
+        3 => (any::<u8>(), pick(), 0_u8..9)
+            .prop_map(|(worker, pick, cursor)| Op::Progress(worker, pick, cursor)),
         2 => any::<[u8; 3]>().prop_map(|[namespace, queue, limit]| {
             Op::Revive(namespace, queue, limit)
         }),

@@ -2,24 +2,26 @@
 //!
 //! The payload comes on stdin, the rest in `GANGER_JOB_*`. The command's exit code decides: 0 ack,
 //! 75 release for ten seconds, 65 dead, anything else a failure with the end of stderr as its
-//! message. The lease is kept alive as long as the command runs; a lost lease ends the command.
+//! message. The lease is kept alive as long as the command runs; a lost lease ends the command, and a
+//! cancelled job asks it to end: TERM first, and KILL when it takes too long.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     future::Future,
     io,
     os::unix::process::ExitStatusExt as _,
     process::{ExitStatus, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use ganger_client::{Client, Error as ClientError, Failure};
+use ganger_client::{Client, Error as ClientError, Failure, Notices};
 use ganger_protocol::{
-    DurationMs, QueuePattern,
+    DurationMs, LeaseId, QueuePattern,
     job::GrantedJob,
     limits,
     request::{AckItem, ExtendItem, Fetch, ReleaseItem, SessionHello},
+    response::Notice,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -72,6 +74,9 @@ pub(super) struct WorkArgs {
     /// After TERM or INT: how long commands may run on before they are killed and their jobs released
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     drain_timeout: Span,
+    /// When a job is cancelled: how long its command may run on after TERM before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    cancel_grace: Span,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -83,14 +88,22 @@ pub(super) async fn run(args: WorkArgs) -> Result<(), CliError> {
     let tasks = Tasks::new();
     let stopping = Stopping::default();
     stopping.watch_signals(&tasks)?;
-    let client = Client::connect(args.connect.options()?.session(session(&args))).await?;
+    let options = args.connect.options()?.session(session(&args));
+    let (client, notices) = Client::connect_with_notices(options).await?;
     let slots = usize::from(args.concurrency);
     let worker = Arc::new(Worker {
         client: client.clone(),
         command: args.command.clone(),
         stopping: stopping.clone(),
         slots: Arc::new(Semaphore::new(slots)),
+        cancel_grace: args.cancel_grace.duration(),
+        running: Mutex::default(),
     });
+    tasks.spawn(
+        "notices",
+        OnPanic::Continue,
+        Arc::clone(&worker).listen(notices),
+    );
     let fetched = fetch_all(&worker, &tasks, &args).await;
 
     let drained = worker.slots.acquire_many(u32::from(args.concurrency));
@@ -258,6 +271,18 @@ struct Worker {
     command: Vec<String>,
     stopping: Stopping,
     slots: Arc<Semaphore>,
+    cancel_grace: Duration,
+    /// What each running command is told.
+    running: Mutex<HashMap<LeaseId, Told>>,
+}
+
+/// What a running command is told.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    /// Its job is cancelled.
+    cancelled: CancellationToken,
+    /// Its lease is another worker's now.
+    lost: CancellationToken,
 }
 
 /// What becomes of a job.
@@ -275,9 +300,31 @@ enum Outcome {
 }
 
 impl Worker {
+    /// Passes on to the commands what the server says of their leases.
+    async fn listen(self: Arc<Self>, mut notices: Notices) {
+        while let Some(notice) = notices.next().await {
+            let (Notice::Cancel { leases } | Notice::Lost { leases }) = &notice else {
+                continue;
+            };
+            let running = self.running();
+            for told in leases.iter().filter_map(|it| running.get(&it.lease)) {
+                match notice {
+                    Notice::Cancel { .. } => told.cancelled.cancel(),
+                    _ => told.lost.cancel(),
+                }
+            }
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<LeaseId, Told>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn perform(self: Arc<Self>, job: GrantedJob, _slot: OwnedSemaphorePermit) {
+        let told = Told::default();
+        self.running().insert(job.lease, told.clone());
         let outcome = match self.start(&job) {
-            Ok(child) => self.attend(child, &job).await,
+            Ok(child) => self.attend(child, &job, &told).await,
             Err(error) => {
                 let command = self.command.first().map(String::as_str).unwrap_or_default();
                 output::note(&format!("error: cannot run {command}\ncause: {error}"));
@@ -285,6 +332,7 @@ impl Worker {
                 Outcome::Release(None)
             }
         };
+        self.running().remove(&job.lease);
         if let Outcome::Fail { kind, message, .. } = &outcome {
             output::note(&format!(
                 "job {} failed: {kind}: {}",
@@ -315,8 +363,9 @@ impl Worker {
     }
 
     /// Feeds and watches a command until it ends, or has to.
-    async fn attend(&self, mut child: Child, job: &GrantedJob) -> Outcome {
+    async fn attend(&self, mut child: Child, job: &GrantedJob, told: &Told) -> Outcome {
         let group = child.id().and_then(|id| i32::try_from(id).ok());
+        let group = group.and_then(rustix::process::Pid::from_raw);
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         let mut tail = Tail::default();
         let ended = {
@@ -334,18 +383,29 @@ impl Worker {
                 };
                 tokio::join!(feed, listen);
             };
-            watch(&mut child, talk, self.keep_alive(job), &self.stopping.kill).await
+            let lost = async {
+                tokio::select! {
+                    () = self.keep_alive(job) => {}
+                    () = told.lost.cancelled() => {}
+                }
+            };
+            let overdue = async {
+                told.cancelled.cancelled().await;
+                signal_group(group, rustix::process::Signal::TERM);
+                tokio::time::sleep(self.cancel_grace).await;
+            };
+            watch(&mut child, talk, (lost, overdue), &self.stopping.kill).await
         };
-        if ended != Ended::ByItself
-            && let Some(group) = group.and_then(rustix::process::Pid::from_raw)
-        {
-            // It may have ended in this moment.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        if ended != Ended::ByItself {
+            signal_group(group, rustix::process::Signal::KILL);
         }
         match (ended, child.wait().await) {
             (Ended::LeaseLost, _) => Outcome::Lost,
-            (Ended::Killed, _) | (Ended::ByItself, Err(_)) => Outcome::Release(None),
-            (Ended::ByItself, Ok(status)) => outcome(status, &tail.text()),
+            (Ended::Killed, _) | (Ended::ByItself | Ended::Overdue, Err(_)) => {
+                Outcome::Release(None)
+            }
+            // The server knows that it is cancelled: no failure of it makes another attempt.
+            (Ended::ByItself | Ended::Overdue, Ok(status)) => outcome(status, &tail.text()),
         }
     }
 
@@ -411,17 +471,27 @@ enum Ended {
     ByItself,
     LeaseLost,
     Killed,
+    /// It was asked to end and did not.
+    Overdue,
 }
 
-/// Waits for a command, its talk, the end of its lease, and the order to kill. What it leaves
+/// Sends a signal to a command and all that it has started. They may have ended in this moment.
+fn signal_group(group: Option<rustix::process::Pid>, signal: rustix::process::Signal) {
+    if let Some(group) = group {
+        let _ = rustix::process::kill_process_group(group, signal);
+    }
+}
+
+/// Waits for a command, its talk, the end of its lease or of its patience, and the order to kill. What it leaves
 /// running in the background keeps its stderr open but does not keep us.
 async fn watch(
     child: &mut Child,
     talk: impl Future<Output = ()>,
-    lease_lost: impl Future<Output = ()>,
+    (lease_lost, overdue): (impl Future<Output = ()>, impl Future<Output = ()>),
     kill: &CancellationToken,
 ) -> Ended {
     let (mut talk, mut lease_lost) = (std::pin::pin!(talk), std::pin::pin!(lease_lost));
+    let mut overdue = std::pin::pin!(overdue);
     let mut talking = true;
     loop {
         // The pinned futures go on where they were; the other branches are cancel-safe.
@@ -429,6 +499,7 @@ async fn watch(
             () = &mut talk, if talking => talking = false,
             _ = child.wait() => break,
             () = &mut lease_lost => return Ended::LeaseLost,
+            () = &mut overdue => return Ended::Overdue,
             () = kill.cancelled() => return Ended::Killed,
         }
     }
@@ -589,17 +660,64 @@ mod tests {
 
     /// Runs a shell script as the command of a worker without a server.
     async fn attend(script: &str, kill: bool) -> Outcome {
+        attend_told(script, kill, &Told::default()).await
+    }
+
+    async fn attend_told(script: &str, kill: bool, told: &Told) -> Outcome {
         let worker = Worker {
             client: Client::lazy(ganger_client::ClientOptions::new("127.0.0.1")),
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
             stopping: Stopping::default(),
             slots: Arc::new(Semaphore::new(1)),
+            cancel_grace: Duration::from_millis(50),
+            running: Mutex::default(),
         };
         if kill {
             worker.stopping.kill.cancel();
         }
         let child = worker.start(&job()).unwrap();
-        worker.attend(child, &job()).await
+        worker.attend(child, &job(), told).await
+    }
+
+    /// Runs a script whose job is cancelled once it has made its preparations.
+    async fn cancel_behind(preparations: &str, script: &str) -> Outcome {
+        let place = tempfile::tempdir().unwrap();
+        let pipe = place.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let script = format!("{preparations}; echo > {}; {script}", pipe.display());
+        let told = Told::default();
+        let cancelled = told.cancelled.clone();
+        let ready = tokio::task::spawn_blocking(move || {
+            // It can be opened once the script opens it, too.
+            std::fs::read(pipe).unwrap();
+            cancelled.cancel();
+        });
+        let outcome = attend_told(&script, false, &told).await;
+        ready.await.unwrap();
+        outcome
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_command_is_asked_to_end_and_its_exit_still_decides() {
+        let outcome = cancel_behind("trap 'exit 0' TERM", "while :; do sleep 0.01; done").await;
+        assert_eq!(outcome, Outcome::Ack);
+        let outcome = cancel_behind(":", "exec sleep 60").await;
+        assert_eq!(outcome, fail("signal_15", "", false));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_end_is_killed_after_the_grace() {
+        let outcome = cancel_behind("trap '' TERM", "sleep 60; sleep 60").await;
+        assert_eq!(outcome, fail("signal_9", "", false));
+    }
+
+    #[tokio::test]
+    async fn a_lost_lease_ends_the_command_at_once() {
+        let told = Told::default();
+        told.lost.cancel();
+        let outcome = attend_told("exec sleep 60", false, &told).await;
+        assert_eq!(outcome, Outcome::Lost);
     }
 
     #[tokio::test]

@@ -48,6 +48,8 @@ pub struct Core {
     replies_wait: bool,
     /// The last group that was handed to the store.
     sealed: GroupNumber,
+    /// The last group that is under way to be durable.
+    syncing: GroupNumber,
     durable: GroupNumber,
     /// Replies that wait for a group.
     waiting: BTreeMap<GroupNumber, Vec<Reply>>,
@@ -66,6 +68,7 @@ impl Core {
             store,
             replies_wait: true,
             sealed: group,
+            syncing: group,
             durable: group,
             waiting: BTreeMap::new(),
             undurable: BTreeMap::new(),
@@ -127,9 +130,20 @@ impl Core {
         Ok(true)
     }
 
+    /// Seals the open group for a sync, which begins now.
+    ///
+    /// # Errors
+    /// As [`Core::seal`].
+    pub fn seal_for_sync(&mut self, now: Now) -> Result<(), StoreError> {
+        self.seal(now)?;
+        self.syncing = self.sealed;
+        Ok(())
+    }
+
     /// Groups up to this one are durable: returns the replies that waited for them.
     pub fn synced(&mut self, durable: GroupNumber) -> Released {
         self.durable = self.durable.max(durable);
+        self.syncing = self.syncing.max(durable);
         while let Some(entry) = self.undurable.first_entry()
             && *entry.key() <= durable
         {
@@ -189,9 +203,22 @@ impl Core {
         released
     }
 
-    /// Whether somebody waits for a sync.
+    /// Whether somebody waits for a sync that has not begun.
     pub fn is_awaited(&self) -> bool {
-        self.replies_wait && self.engine.is_awaited() || !self.waiting.is_empty()
+        let last = self.waiting.last_key_value();
+        self.replies_wait && self.engine.is_awaited()
+            || last.is_some_and(|(group, _)| *group > self.syncing)
+    }
+
+    /// Replies that wait for a sync that is under way.
+    pub fn syncing_replies(&self) -> usize {
+        let under_way = self.waiting.range(..=self.syncing);
+        under_way.map(|(_, replies)| replies.len()).sum()
+    }
+
+    /// Whether there is anything that no sync has begun for.
+    pub fn is_unsynced(&self) -> bool {
+        self.engine.has_changes() || self.sealed > self.syncing
     }
 
     /// Whether there is anything that is not durable.

@@ -3,7 +3,8 @@
 //! The [`Core`] stands behind a lock, and whichever session has decoded commands applies them at
 //! once: the order of the lock is the order of the trace. The sync thread seals what has gathered
 //! when the previous sync ends, syncs, and releases the replies of that group; there is no timer
-//! in between and never a second sync under way. The first error of the store is final.
+//! in between. While few wait for the sync under way, a second one may begin beside it. The first
+//! error of the store is final.
 
 pub mod bulk;
 pub mod core;
@@ -16,9 +17,10 @@ mod threads;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::Thread,
     time::Duration,
 };
 
@@ -50,6 +52,10 @@ use crate::{
 /// Sessions stop reading while so many bytes are not durable.
 const UNDURABLE_BYTES_MAX: usize = 16 << 20;
 
+/// A second sync begins beside the one under way only while no more replies wait for that: it halves
+/// the wait where few work, and would only make more and smaller groups where many do.
+const LONELY_REPLIES_MAX: usize = 3;
+
 /// Lists that may be read at the same time; more are refused.
 const SCANS_MAX: usize = 4;
 
@@ -57,13 +63,18 @@ const SCANS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Shard {
     inner: Mutex<Inner>,
-    /// Wakes the sync thread.
+    /// Wakes the first sync thread.
     dirty: Condvar,
+    /// Wakes the second one.
+    needed: Condvar,
     /// Wakes the timer when something is due earlier than it thinks.
     earlier: Notify,
     /// Wakes the sessions that wait until more is durable.
     room: Notify,
     is_congested: AtomicBool,
+    /// The checkpoint thread, and whether it sleeps because there is nothing to carry.
+    checkpointer: OnceLock<Thread>,
+    checkpoint_rests: AtomicBool,
     scans: Arc<Semaphore>,
     bulk: Mutex<Bulk>,
     clock: Clock,
@@ -81,8 +92,10 @@ pub struct Shard {
 struct Inner {
     core: Core,
     outboxes: HashMap<ConnectionId, Arc<Outbox>, RandomState>,
-    /// What the sync thread sleeps for.
+    /// What the first sync thread sleeps for.
     sync_sleeps: Sleep,
+    /// Whether the second one sleeps.
+    second_sleeps: bool,
     /// When the timer will look again, in ms of the monotonic clock.
     timer_at: Option<Mono>,
     is_stopping: bool,
@@ -91,8 +104,10 @@ struct Inner {
 /// What the sync thread sleeps for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sleep {
-    /// It works.
+    /// It syncs.
     Not,
+    /// Nothing any more: it was woken and will seal what there is.
+    Waking,
     /// A change.
     UntilDirty,
     /// Somebody to wait for the changes that there are, or the time after which they are synced
@@ -134,13 +149,17 @@ impl Shard {
                 core,
                 outboxes: HashMap::default(),
                 sync_sleeps: Sleep::Not,
+                second_sleeps: false,
                 timer_at: None,
                 is_stopping: false,
             }),
             dirty: Condvar::new(),
+            needed: Condvar::new(),
             earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
+            checkpointer: OnceLock::new(),
+            checkpoint_rests: AtomicBool::new(false),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             bulk: Mutex::default(),
             clock,
@@ -201,13 +220,17 @@ impl Shard {
     /// Wakes whom the changes concern.
     fn after_apply(&self, inner: &mut Inner, now: Now) {
         let is_over = match inner.sync_sleeps {
-            Sleep::Not => false,
-            Sleep::UntilDirty => inner.core.is_dirty(),
+            Sleep::Not | Sleep::Waking => false,
+            Sleep::UntilDirty => inner.core.is_unsynced(),
             Sleep::UntilAwaited => inner.core.is_awaited(),
         };
         if is_over {
-            inner.sync_sleeps = Sleep::Not;
+            inner.sync_sleeps = Sleep::Waking;
             self.dirty.notify_one();
+        } else if inner.sync_sleeps == Sleep::Not && inner.second_sleeps && inner.core.is_awaited()
+        {
+            inner.second_sleeps = false;
+            self.needed.notify_one();
         }
         if inner.core.undurable_bytes() > UNDURABLE_BYTES_MAX {
             self.is_congested.store(true, Ordering::Release);
@@ -313,6 +336,7 @@ impl Shard {
             .get_or_insert(error);
         self.fatal.cancel();
         self.dirty.notify_all();
+        self.needed.notify_all();
         WireError::new(ganger_protocol::ErrorCode::Unavailable, message)
     }
 
@@ -350,6 +374,13 @@ impl Shard {
 }
 
 impl Inner {
+    /// Whether the second sync thread has something to do.
+    fn wants_second(&self) -> bool {
+        self.sync_sleeps == Sleep::Not
+            && self.core.is_awaited()
+            && self.core.syncing_replies() <= LONELY_REPLIES_MAX
+    }
+
     fn route(&self, released: Released, delivery: &mut Delivery) {
         for reply in released.replies {
             if let Some(outbox) = self.outboxes.get(&reply.caller.connection) {

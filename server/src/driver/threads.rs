@@ -1,21 +1,36 @@
 //! What drives a shard besides its sessions: the sync thread, the checkpoint thread, the timer.
 
-use std::{sync::Arc, sync::PoisonError, time::Duration};
+use std::{
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use ganger_engine::command::Command;
 
-use super::{Delivery, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
+use super::{Delivery, Inner, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError},
     tasks::{OnPanic, Tasks},
 };
 
-/// How long the checkpoint thread sleeps between two looks.
+/// How long the checkpoint thread sleeps between two looks at a store that has something to carry.
 const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long it sleeps where there is nothing, unless it is woken.
+const CHECKPOINT_REST: Duration = Duration::from_secs(1);
 
 /// Slices of due things that one turn of the timer does before others get the lock.
 const TICKS_MAX: usize = 16;
+
+/// Which of the two threads that sync: two writes are under way at most.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Syncs whatever there is.
+    First,
+    /// Syncs what somebody waits for while the first one is at work.
+    Second,
+}
 
 impl Shard {
     /// Starts the threads and the timer.
@@ -23,8 +38,10 @@ impl Shard {
     /// # Errors
     /// When the system has no thread to give.
     pub fn start(self: &Arc<Self>, tasks: &Tasks) -> std::io::Result<()> {
-        let shard = Arc::clone(self);
-        tasks.thread("sync", move || shard.run_sync())?;
+        for (name, part) in [("sync", Part::First), ("sync-2", Part::Second)] {
+            let shard = Arc::clone(self);
+            tasks.thread(name, move || shard.run_sync(part))?;
+        }
         let shard = Arc::clone(self);
         let stopping = tasks.stopping();
         let checkpoint = move || shard.run_checkpoint(&|| stopping.is_cancelled());
@@ -41,11 +58,12 @@ impl Shard {
     pub fn stop(&self) {
         self.lock().is_stopping = true;
         self.dirty.notify_all();
+        self.needed.notify_all();
     }
 
-    fn run_sync(&self) {
+    fn run_sync(&self, part: Part) {
         loop {
-            match self.sync_once() {
+            match self.sync_once(part) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -58,26 +76,57 @@ impl Shard {
 
     /// Waits for something to do, seals it, syncs it, and releases what waited for it; `false`
     /// when there is nothing left and the shard stops.
-    fn sync_once(&self) -> Result<bool, StoreError> {
+    fn sync_once(&self, part: Part) -> Result<bool, StoreError> {
+        let waited = match part {
+            Part::First => self.wait_for_changes(),
+            Part::Second => self.wait_for_need(),
+        };
+        let Some(mut inner) = waited else {
+            return Ok(false);
+        };
+        while self.store.is_full() && !self.has_failed() {
+            // The checkpoint thread makes room; meanwhile nothing is sealed and sessions stop
+            // reading.
+            let waited = self.dirty.wait_timeout(inner, Duration::from_millis(1));
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.core.seal_for_sync(self.clock.now())?;
+        drop(inner);
+        let durable = self.store.write(self.store.gather()?)?;
+        self.wake_checkpoint();
+        let mut delivery = Delivery::default();
+        let mut inner = self.lock();
+        let released: Released = inner.core.synced(durable);
+        inner.route(released, &mut delivery);
+        let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
+        drop(inner);
+        delivery.send(self.clock.now().mono);
+        if is_relieved && self.is_congested.swap(false, Ordering::AcqRel) {
+            self.room.notify_waiters();
+        }
+        Ok(true)
+    }
+
+    /// Waits for changes that somebody waits for, or that are old enough; `None` when there are none
+    /// and the shard stops.
+    fn wait_for_changes(&self) -> Option<MutexGuard<'_, Inner>> {
         let mut inner = self.lock();
         let mut dirty_since = None;
         while !inner.core.is_awaited() {
             if self.has_failed() {
-                return Ok(false);
+                return None;
             }
-            let is_dirty = inner.core.is_dirty();
+            let is_unsynced = inner.core.is_unsynced();
             if inner.is_stopping {
-                if is_dirty {
+                if is_unsynced {
                     break;
                 }
-                return Ok(false);
+                return None;
             }
-            if !is_dirty {
+            if !is_unsynced {
                 inner.sync_sleeps = Sleep::UntilDirty;
-                inner = self
-                    .dirty
-                    .wait(inner)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let waited = self.dirty.wait(inner);
+                inner = waited.unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             // Counted from the first change: a further one does not begin it anew.
@@ -90,33 +139,25 @@ impl Shard {
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
         inner.sync_sleeps = Sleep::Not;
-        if self.has_failed() {
-            return Ok(false);
-        }
-        while self.store.is_full() && !self.has_failed() {
-            // The checkpoint thread makes room; meanwhile nothing is sealed and sessions stop
-            // reading.
-            let waited = self.dirty.wait_timeout(inner, Duration::from_millis(1));
-            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        inner.core.seal(self.clock.now())?;
-        drop(inner);
-        let durable = self.store.sync()?;
-        let mut delivery = Delivery::default();
+        (!self.has_failed()).then_some(inner)
+    }
+
+    /// Waits for changes that somebody waits for while the first thread is at work; `None` when the
+    /// shard stops.
+    fn wait_for_need(&self) -> Option<MutexGuard<'_, Inner>> {
         let mut inner = self.lock();
-        let released: Released = inner.core.synced(durable);
-        inner.route(released, &mut delivery);
-        let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
-        drop(inner);
-        delivery.send(self.clock.now().mono);
-        if is_relieved
-            && self
-                .is_congested
-                .swap(false, std::sync::atomic::Ordering::AcqRel)
-        {
-            self.room.notify_waiters();
+        loop {
+            if inner.is_stopping || self.has_failed() {
+                return None;
+            }
+            if inner.wants_second() {
+                return Some(inner);
+            }
+            inner.second_sleeps = true;
+            let waited = self.needed.wait(inner);
+            inner = waited.unwrap_or_else(PoisonError::into_inner);
+            inner.second_sleeps = false;
         }
-        Ok(true)
     }
 
     fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
@@ -126,7 +167,7 @@ impl Shard {
                 .store
                 .checkpoint_due(since.elapsed() >= self.checkpoint_every)
             {
-                std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
+                self.rest_before_checkpoint();
                 continue;
             }
             match self.store.checkpoint_slice() {
@@ -137,6 +178,29 @@ impl Shard {
                     return;
                 }
             }
+        }
+    }
+
+    /// Sleeps until another look at the store is worth it.
+    fn rest_before_checkpoint(&self) {
+        if !self.store.is_settled() {
+            std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
+            return;
+        }
+        let _ = self.checkpointer.set(std::thread::current());
+        self.checkpoint_rests.store(true, Ordering::SeqCst);
+        // What became durable before that found nobody to wake.
+        if self.store.is_settled() {
+            std::thread::park_timeout(CHECKPOINT_REST);
+        }
+    }
+
+    /// Something is durable that a checkpoint has to carry.
+    fn wake_checkpoint(&self) {
+        if self.checkpoint_rests.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.checkpointer.get()
+        {
+            thread.unpark();
         }
     }
 

@@ -115,10 +115,15 @@ impl Presence {
         }
     }
 
+    /// Whether `hello` was accepted.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
     /// Why the connection has overstayed; `None`: it has not.
     pub fn overstays(&self, now: Mono, patience: &Patience) -> Option<&'static str> {
         let passed = |since: Mono, max: DurationMs| now.since(since) > max;
-        if !self.is_open.load(Ordering::Acquire) {
+        if !self.is_open() {
             return passed(self.opened_at, patience.hello).then_some("no hello in time");
         }
         if self

@@ -61,6 +61,12 @@ impl Store {
             || self.overlay().bytes() >= self.options.overlay_bytes_max / 2
     }
 
+    /// Whether the table has everything that is durable, and nothing else is to be done.
+    pub fn is_settled(&self) -> bool {
+        let durable = self.durable.load(Ordering::Acquire);
+        self.applied.load(Ordering::Acquire) >= durable && !self.checkpoint_due(false)
+    }
+
     /// Does at most [`StoreOptions::slice_operations_max`](super::StoreOptions) operations of a
     /// checkpoint, and begins one when none
     /// is on its way. Called by one thread.

@@ -2,29 +2,36 @@
 //!
 //! A log takes groups in order, makes them durable with one sync, gives them back after a crash
 //! up to the last whole one, and forgets those that the table has. The file log writes into
-//! segments that were filled with zeroes beforehand, so that a sync carries no metadata. What a
-//! group says is not its business. `docs/STORAGE.md` has the format byte by byte; the double is in
-//! `memory.rs`.
+//! segments that were filled with zeroes beforehand, so that a sync carries no metadata, and past the
+//! page cache, so that two writes are under way at once and neither waits for the other. What a group
+//! says is not its business. `docs/STORAGE.md` has the format byte by byte; the double is in
+//! `memory.rs`, the buffers are in `pages.rs`.
 
 use std::{
+    collections::VecDeque,
     fmt,
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Write as _},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use bytes::Bytes;
 use ganger_engine::records::GroupNumber;
+use rustix::fs::{Advice, OFlags, fadvise};
 
-use super::{coding::Reader, format::sync_directory};
+use super::{
+    coding::Reader,
+    format::sync_directory,
+    pages::{PAGE_BYTES, Pages},
+};
 
 /// The version of segments and group records.
-pub const LOG_VERSION: u32 = 1;
+pub const LOG_VERSION: u32 = 2;
 
 /// Bytes of the header of a segment.
 const SEGMENT_HEADER_BYTES: usize = 64;
@@ -89,10 +96,25 @@ pub trait Log: fmt::Debug + Send + Sync {
     /// [`LogError::Fenced`], [`LogError::OutOfOrder`], [`LogError::TooLarge`].
     fn append(&self, epoch: u64, number: GroupNumber, body: Bytes) -> Result<(), LogError>;
 
-    /// Writes what is queued and makes it durable; answers with the last durable group.
+    /// Takes what is queued, for [`write`](Self::write). Cheap but when a segment is full.
     ///
     /// # Errors
     /// [`LogError`]; what was queued may or may not be there afterwards.
+    fn gather(&self) -> Result<GroupWrite, LogError>;
+
+    /// Writes what was gathered and makes it durable; answers with the last group that is durable
+    /// with all before it, which may be an earlier one than was gathered while another write is
+    /// under way, or a later one.
+    ///
+    /// # Errors
+    /// [`LogError`]; what was gathered may or may not be there afterwards.
+    fn write(&self, write: GroupWrite) -> Result<GroupNumber, LogError>;
+
+    /// Makes all that was appended durable, also what others are writing; answers with the last
+    /// durable group.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
     fn sync(&self) -> Result<GroupNumber, LogError>;
 
     /// Forgets groups up to this one, as far as that is convenient.
@@ -115,6 +137,30 @@ pub trait Log: fmt::Debug + Send + Sync {
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
+}
+
+/// Groups that are to be written together.
+#[derive(Debug, Default)]
+pub struct GroupWrite {
+    /// The last of them; 0: there are none.
+    pub(super) last: u64,
+    /// Where they go; `None` in memory.
+    place: Option<WritePlace>,
+}
+
+#[derive(Debug)]
+struct WritePlace {
+    file: Arc<File>,
+    path: PathBuf,
+    at: u64,
+    pages: Pages,
+}
+
+impl GroupWrite {
+    /// Groups of a log without files, up to this one.
+    pub(super) fn without_place(last: u64) -> Self {
+        Self { last, place: None }
+    }
 }
 
 /// Where somebody who reads a log stands.
@@ -198,6 +244,9 @@ pub enum LogError {
         /// The number that came.
         actual: u64,
     },
+    /// An earlier write failed, so that nothing can be durable behind it.
+    #[error("an earlier write of the log failed")]
+    Broken,
     /// A group is larger than any request makes it.
     #[error("a group of {actual} bytes is over the limit of {GROUP_BYTES_MAX}")]
     TooLarge {
@@ -230,7 +279,11 @@ pub struct FileLog {
     directory: PathBuf,
     options: LogOptions,
     queue: Mutex<Queue>,
+    /// Held by whoever gathers: groups get their places in order.
+    gathering: Mutex<()>,
     writer: Mutex<Writer>,
+    /// Told when a write is over.
+    written: Condvar,
     /// Whether the current segment is half full and none waits behind it.
     wants_room: AtomicBool,
 }
@@ -250,6 +303,12 @@ struct Writer {
     spares: Vec<Spare>,
     current: Option<Current>,
     durable: u64,
+    /// Writes that are not over, or wait for an earlier one, oldest first.
+    under_way: VecDeque<UnderWay>,
+    /// A write failed; no later one can count.
+    is_broken: bool,
+    /// Of writes that are over, for the next ones.
+    pages: Vec<Pages>,
     /// The next number of a spare's file.
     spare_number: u64,
 }
@@ -257,11 +316,16 @@ struct Writer {
 /// The segment that is written to.
 #[derive(Debug)]
 struct Current {
-    file: File,
+    file: Arc<File>,
     segment: Segment,
-    /// Where the next record goes.
-    at: usize,
-    buffer: Vec<u8>,
+    /// Where the next write goes: at the beginning of a page, for no two writes share one.
+    at: u64,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    last: u64,
+    is_over: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -322,7 +386,9 @@ impl FileLog {
             directory: directory.to_owned(),
             options,
             queue: Mutex::default(),
+            gathering: Mutex::default(),
             writer: Mutex::new(writer),
+            written: Condvar::new(),
             wants_room: AtomicBool::new(false),
         })
     }
@@ -355,26 +421,30 @@ impl FileLog {
             salt: random_u64()?,
             bytes: spare.bytes,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&spare.path)
-            .map_err(io_error("opened", &spare.path))?;
         // The header is durable before the name: a segment with a bad header is damage.
-        file.write_all_at(&segment.header(), 0)
-            .and_then(|()| file.sync_data())
+        let file = open_for_writes(&spare.path, &segment.header())
             .map_err(io_error("begun", &spare.path))?;
         fs::rename(&spare.path, &segment.path).map_err(io_error("named", &segment.path))?;
         sync_directory(&self.directory).map_err(io_error("synced", &self.directory))?;
         writer.segments.push(segment.clone());
-        let buffer = writer.current.take().map(|before| before.buffer);
         writer.current = Some(Current {
-            file,
+            file: Arc::new(file),
             segment,
-            at: SEGMENT_HEADER_BYTES,
-            buffer: buffer.unwrap_or_default(),
+            at: PAGE_BYTES as u64,
         });
         Ok(())
+    }
+
+    /// Waits until some write is over.
+    fn wait_for_write<'a>(
+        &'a self,
+        writer: MutexGuard<'a, Writer>,
+    ) -> Result<MutexGuard<'a, Writer>, LogError> {
+        if writer.is_broken {
+            return Err(LogError::Broken);
+        }
+        let waited = self.written.wait(writer);
+        Ok(waited.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes a file of so many zeroes, durable, for a later segment.
@@ -400,6 +470,9 @@ impl FileLog {
             }
         }
         file.sync_all().map_err(io_error("synced", &new))?;
+        // What the cache has of it only stands in the way of writes that pass it by.
+        fadvise(&file, 0, None, Advice::DontNeed)
+            .map_err(|error| io_error("synced", &new)(error.into()))?;
         fs::rename(&new, &path).map_err(io_error("named", &path))?;
         Ok(Spare { path, bytes })
     }
@@ -502,7 +575,11 @@ impl Log for FileLog {
                 }
                 Some(_) | None => {
                     let path = &segment.path;
-                    open.insert((segment, File::open(path).map_err(io_error("opened", path))?))
+                    let file = File::open(path).map_err(io_error("opened", path))?;
+                    // No page is read ahead: it may be one that is being written.
+                    fadvise(&file, 0, None, Advice::Random)
+                        .map_err(|error| io_error("read", path)(error.into()))?;
+                    open.insert((segment, file))
                 }
             };
             let scan = SegmentScan {
@@ -510,11 +587,9 @@ impl Log for FileLog {
                 next_first: None,
                 expected: cursor.expected,
             };
-            let (header, body) = scan.read_record(file, cursor.at)?.ok_or_else(missing)?;
-            if header.number != cursor.expected || header.epoch != segment.epoch {
-                return Err(missing());
-            }
-            cursor.at += record_bytes(body.len()) as u64;
+            let found = scan.read_expected(file, cursor.at)?;
+            let (header, body, next) = found.ok_or_else(missing)?;
+            cursor.at = next;
             cursor.expected += 1;
             if header.number == cursor.next.0 {
                 bytes += body.len();
@@ -567,34 +642,73 @@ impl Log for FileLog {
         Ok(())
     }
 
-    fn sync(&self) -> Result<GroupNumber, LogError> {
-        let mut writer = lock(&self.writer);
+    fn gather(&self) -> Result<GroupWrite, LogError> {
+        let _turn = lock(&self.gathering);
         let (epoch, groups) = {
             let mut queue = lock(&self.queue);
             (queue.epoch, std::mem::take(&mut queue.groups))
         };
-        let mut last = writer.durable;
-        for (number, body) in &groups {
-            let bytes = record_bytes(body.len());
-            if !writer.current.as_ref().is_some_and(|it| it.fits(bytes)) {
-                writer.write_and_sync(last)?;
-                let begin = Begin {
-                    last,
-                    epoch,
-                    growth: GROWTH,
-                    bytes_min: (SEGMENT_HEADER_BYTES + bytes).next_multiple_of(4096) as u64,
-                };
-                self.begin_segment(&mut writer, &begin)?;
+        let mut writer = lock(&self.writer);
+        let mut rest = groups.as_slice();
+        loop {
+            let fitting = writer.fitting(rest);
+            let (now, later) = rest.split_at(fitting);
+            let write = writer.place(now);
+            let Some((number, body)) = later.first() else {
+                let wants_room = writer.wanted_spare(&self.options).is_some();
+                self.wants_room.store(wants_room, Ordering::Release);
+                return Ok(write);
+            };
+            // A segment begins when every group before it is durable.
+            drop(writer);
+            self.write(write)?;
+            writer = lock(&self.writer);
+            while !writer.under_way.is_empty() {
+                writer = self.wait_for_write(writer)?;
             }
-            let durable = writer.durable;
-            if let Some(current) = &mut writer.current {
-                current.push(*number, durable, body);
-            }
-            last = *number;
+            let begin = Begin {
+                last: number - 1,
+                epoch,
+                growth: GROWTH,
+                bytes_min: (PAGE_BYTES + record_bytes(body.len()).next_multiple_of(PAGE_BYTES))
+                    as u64,
+            };
+            self.begin_segment(&mut writer, &begin)?;
+            rest = later;
         }
-        writer.write_and_sync(last)?;
-        let wants_room = writer.wanted_spare(&self.options).is_some();
-        self.wants_room.store(wants_room, Ordering::Release);
+    }
+
+    fn write(&self, write: GroupWrite) -> Result<GroupNumber, LogError> {
+        let mut result = Ok(());
+        if let Some(WritePlace {
+            file,
+            path,
+            at,
+            pages,
+        }) = &write.place
+        {
+            let written = file.write_all_at(pages.as_slice(), *at);
+            result = written.map_err(io_error("written", path));
+        }
+        let mut writer = lock(&self.writer);
+        match &result {
+            Ok(()) => writer.is_over(write),
+            Err(_) => writer.is_broken = true,
+        }
+        let durable = writer.durable;
+        drop(writer);
+        self.written.notify_all();
+        result.map(|()| GroupNumber(durable))
+    }
+
+    fn sync(&self) -> Result<GroupNumber, LogError> {
+        let last = lock(&self.queue).last;
+        let write = self.gather()?;
+        self.write(write)?;
+        let mut writer = lock(&self.writer);
+        while writer.durable < last {
+            writer = self.wait_for_write(writer)?;
+        }
         Ok(GroupNumber(writer.durable))
     }
 
@@ -674,58 +788,98 @@ impl Writer {
     fn wanted_spare(&self, options: &LogOptions) -> Option<u64> {
         let current = self.current.as_ref()?;
         let wanted = (current.segment.bytes * GROWTH).min(options.segment_bytes_max);
-        let is_half_full = current.at as u64 * 2 > current.segment.bytes;
+        let is_half_full = current.at * 2 > current.segment.bytes;
         let has_spare = self.spares.iter().any(|spare| spare.bytes >= wanted);
         (is_half_full && !has_spare).then_some(wanted)
     }
 
-    /// Writes what the current segment has gathered and makes it durable up to `last`.
-    fn write_and_sync(&mut self, last: u64) -> Result<(), LogError> {
-        let Some(current) = &mut self.current else {
-            return Ok(());
+    /// How many of these groups the current segment has room for.
+    fn fitting(&self, groups: &[(u64, Bytes)]) -> usize {
+        let Some(current) = &self.current else {
+            return 0;
         };
-        if !current.buffer.is_empty() {
-            let path = &current.segment.path;
+        let mut at = current.at;
+        groups
+            .iter()
+            .take_while(|(_, body)| {
+                at += record_bytes(body.len()) as u64;
+                at <= current.segment.bytes
+            })
+            .count()
+    }
+
+    /// Gives groups that fit their place.
+    fn place(&mut self, groups: &[(u64, Bytes)]) -> GroupWrite {
+        let (Some(current), Some((last, _))) = (&mut self.current, groups.last()) else {
+            return GroupWrite::default();
+        };
+        let bytes = { groups.iter() }.map(|(_, body)| record_bytes(body.len()));
+        let mut pages = self.pages.pop().unwrap_or_default();
+        pages.begin(bytes.sum());
+        for (number, body) in groups {
             current
-                .file
-                .write_all_at(&current.buffer, current.at as u64)
-                .map_err(io_error("written", path))?;
-            current.file.sync_data().map_err(io_error("synced", path))?;
-            current.at += current.buffer.len();
-            current.buffer.clear();
-            current.buffer.shrink_to(4 << 20);
+                .segment
+                .put_record(*number, self.durable, body, &mut pages);
         }
-        self.durable = last;
-        Ok(())
+        pages.finish();
+        let at = current.at;
+        current.at += pages.as_slice().len() as u64;
+        self.under_way.push_back(UnderWay {
+            last: *last,
+            is_over: false,
+        });
+        GroupWrite {
+            last: *last,
+            place: Some(WritePlace {
+                file: Arc::clone(&current.file),
+                path: current.segment.path.clone(),
+                at,
+                pages,
+            }),
+        }
+    }
+
+    /// A write is on the disk: what is durable grows by it, once everything before it is.
+    fn is_over(&mut self, write: GroupWrite) {
+        let own = self.under_way.iter_mut();
+        if let Some(own) = { own }.find(|own| own.last == write.last) {
+            own.is_over = true;
+        }
+        while let Some(first) = self.under_way.front()
+            && first.is_over
+        {
+            self.durable = first.last;
+            self.under_way.pop_front();
+        }
+        if let Some(place) = write.place {
+            self.pages.push(place.pages.empty());
+        }
     }
 }
 
-impl Current {
-    fn fits(&self, bytes: usize) -> bool {
-        (self.at + self.buffer.len() + bytes) as u64 <= self.segment.bytes
-    }
-
-    fn push(&mut self, number: u64, durable: u64, body: &[u8]) {
-        let start = self.buffer.len();
-        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        self.buffer.reserve(record_bytes(body.len()));
-        self.buffer.extend_from_slice(&[0; 4]);
-        self.buffer.extend_from_slice(&length.to_be_bytes());
-        for field in [number, number - 1, self.segment.epoch, durable] {
-            self.buffer.extend_from_slice(&field.to_be_bytes());
+/// Opens a segment for writes that are durable when they return, and writes its header. They pass the
+/// page cache by where the file system can do that.
+fn open_for_writes(path: &Path, header: &[u8]) -> io::Result<File> {
+    let mut page = Pages::default();
+    page.begin(header.len());
+    page.extend(header);
+    page.finish();
+    let open = |flags: OFlags| -> io::Result<File> {
+        let flags = i32::try_from(flags.bits()).unwrap_or_default();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)?;
+        file.write_all_at(page.as_slice(), 0)?;
+        Ok(file)
+    };
+    match open(OFlags::DIRECT | OFlags::DSYNC) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            tracing::info!(path = %path.display(), "the file system takes no direct writes; the log goes through its cache");
+            open(OFlags::DSYNC)
         }
-        self.buffer.extend_from_slice(&LOG_VERSION.to_be_bytes());
-        self.buffer.extend_from_slice(&[0; 4]);
-        self.buffer.extend_from_slice(body);
-        if let Some((slot, covered)) = self
-            .buffer
-            .get_mut(start..)
-            .and_then(<[u8]>::split_first_chunk_mut::<4>)
-        {
-            *slot = record_crc(self.segment.salt, covered).to_be_bytes();
-        }
-        let padded = start + record_bytes(body.len());
-        self.buffer.resize(padded, 0);
+        opened => opened,
     }
 }
 
@@ -773,6 +927,25 @@ impl Segment {
             salt: field("salt")?,
             bytes: field("bytes")?,
         })
+    }
+
+    /// Appends a record of this segment.
+    fn put_record(&self, number: u64, durable: u64, body: &[u8], pages: &mut Pages) {
+        let mut header = [0; RECORD_HEADER_BYTES];
+        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let fields = [number, number - 1, self.epoch, durable];
+        let fields = fields.iter().flat_map(|field| field.to_be_bytes());
+        let rest = { length.to_be_bytes().into_iter() }
+            .chain(fields)
+            .chain(LOG_VERSION.to_be_bytes());
+        let (crc, covered) = header.split_at_mut(4);
+        for (slot, byte) in covered.iter_mut().zip(rest) {
+            *slot = byte;
+        }
+        crc.copy_from_slice(&record_crc(self.salt, covered, body).to_be_bytes());
+        pages.extend(&header);
+        pages.extend(body);
+        pages.align(ALIGNMENT);
     }
 
     fn header(&self) -> [u8; SEGMENT_HEADER_BYTES] {
@@ -826,15 +999,9 @@ impl SegmentScan<'_> {
         let file = File::open(path).map_err(io_error("opened", path))?;
         let mut at = SEGMENT_HEADER_BYTES as u64;
         while self.next_first != Some(self.expected) {
-            let Some((header, body)) = self.read_record(&file, at)? else {
+            let Some((header, body, next)) = self.read_expected(&file, at)? else {
                 return self.end_at(&file, at);
             };
-            if header.number != self.expected
-                || header.previous + 1 != self.expected
-                || header.epoch != self.segment.epoch
-            {
-                return self.end_at(&file, at);
-            }
             if header.version != LOG_VERSION {
                 return Err(LogError::Damaged {
                     what: format!(
@@ -845,11 +1012,32 @@ impl SegmentScan<'_> {
                     ),
                 });
             }
-            at += record_bytes(body.len()) as u64;
+            at = next;
             visit(GroupNumber(self.expected), body)?;
             self.expected += 1;
         }
         Ok(())
+    }
+
+    /// The expected record, which is at this offset, or, where a write ended before it, at the beginning
+    /// of the next page; and where it ends.
+    fn read_expected(
+        &self,
+        file: &File,
+        at: u64,
+    ) -> Result<Option<(RecordHeader, Bytes, u64)>, LogError> {
+        let page = at.next_multiple_of(PAGE_BYTES as u64);
+        for at in (at..=page).step_by(usize::try_from(page - at).unwrap_or_default().max(1)) {
+            if let Some((header, body)) = self.read_record(file, at)?
+                && header.number == self.expected
+                && header.previous + 1 == self.expected
+                && header.epoch == self.segment.epoch
+            {
+                let next = at + record_bytes(body.len()) as u64;
+                return Ok(Some((header, body, next)));
+            }
+        }
+        Ok(None)
     }
 
     /// A whole record at this offset, whatever its number.
@@ -871,11 +1059,8 @@ impl SegmentScan<'_> {
         let mut body = vec![0; usize::try_from(header.length).unwrap_or(usize::MAX)];
         file.read_exact_at(&mut body, at + RECORD_HEADER_BYTES as u64)
             .map_err(io_error("read", path))?;
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.segment.salt.to_be_bytes());
-        hasher.update(bytes.get(4..).unwrap_or_default());
-        hasher.update(&body);
-        if hasher.finalize() != header.crc {
+        let covered = bytes.get(4..).unwrap_or_default();
+        if record_crc(self.segment.salt, covered, &body) != header.crc {
             return Ok(None);
         }
         Ok(Some((header, Bytes::from(body))))
@@ -969,10 +1154,12 @@ fn record_bytes(body: usize) -> usize {
     (RECORD_HEADER_BYTES + body).next_multiple_of(ALIGNMENT)
 }
 
-fn record_crc(salt: u64, covered: &[u8]) -> u32 {
+/// Of the header behind its CRC, and the body; padding is not covered.
+fn record_crc(salt: u64, header: &[u8], body: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&salt.to_be_bytes());
-    hasher.update(covered);
+    hasher.update(header);
+    hasher.update(body);
     hasher.finalize()
 }
 
@@ -992,6 +1179,6 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogEr
 }
 
 /// A lock whose holder panicked still guards whole values: every error here poisons the store.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,7 @@ use ganger_engine::{facts::Recovered, records::GroupNumber};
 use super::{
     Store, StoreError, StoreOptions,
     keys::Key,
-    log::{Log, LogCursor, LogError, LogState},
+    log::{GroupWrite, Log, LogCursor, LogError, LogState},
     table::{Order, Span, Table, TableError},
 };
 
@@ -63,8 +63,10 @@ struct LogDisk {
     epoch: u64,
     /// Durable groups.
     groups: VecDeque<(u64, Bytes)>,
-    /// Written and not synced.
-    written: Vec<(u64, Bytes)>,
+    /// Under way to be durable, or behind what is, oldest first; and whether each is written.
+    written: VecDeque<(Vec<(u64, Bytes)>, bool)>,
+    /// The last group that is durable with all before it.
+    durable: u64,
     /// Appended and not written.
     queue: Vec<(u64, Bytes)>,
     /// The last group that was appended.
@@ -115,9 +117,7 @@ impl MemoryDisk {
         disk.life += 1;
         disk.fault = None;
         let log = &mut disk.log;
-        let written = std::mem::take(&mut log.written);
-        log.groups
-            .extend(written.into_iter().take(crash.groups_kept));
+        log.keep(crash.groups_kept);
         log.queue.clear();
         let table = &mut disk.table;
         for batch in std::mem::take(&mut table.pending)
@@ -149,7 +149,8 @@ impl MemoryDisk {
     /// Groups and batches that are written and not durable: the bounds of a [`Crash`].
     pub fn unsynced(&self) -> (usize, usize) {
         let disk = self.lock();
-        (disk.log.written.len(), disk.table.pending.len())
+        let written = disk.log.written.iter().map(|(groups, _)| groups.len());
+        (written.sum(), disk.table.pending.len())
     }
 
     /// Flips one bit of a value of the table, durable or not; whether it has the key.
@@ -182,6 +183,44 @@ impl Disk {
         match self.fault {
             Some((at, fault)) if call >= at => Err(fault),
             Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl LogDisk {
+    /// Moves what is durable with all before it.
+    fn take_durable(&mut self) {
+        while let Some((_, true)) = self.written.front()
+            && let Some((groups, _)) = self.written.pop_front()
+        {
+            self.durable = groups.last().map_or(self.durable, |(last, _)| *last);
+            self.groups.extend(groups);
+        }
+    }
+
+    /// Writes that others have not done yet.
+    fn under_way(&self) -> Vec<GroupWrite> {
+        let open = self.written.iter().filter(|(_, is_written)| !is_written);
+        let last = |(groups, _): &(Vec<(u64, Bytes)>, bool)| groups.last().map(|(last, _)| *last);
+        open.filter_map(last)
+            .map(GroupWrite::without_place)
+            .collect()
+    }
+
+    /// What a crash leaves: so many groups of what was not written, and those behind them that were,
+    /// up to the first one that is missing.
+    fn keep(&mut self, mut left: usize) {
+        for (groups, is_written) in std::mem::take(&mut self.written) {
+            let kept = match is_written {
+                true => groups.len(),
+                false => groups.len().min(left),
+            };
+            left -= kept.min(left);
+            let is_whole = kept == groups.len();
+            self.groups.extend(groups.into_iter().take(kept));
+            if !is_whole {
+                return;
+            }
         }
     }
 }
@@ -286,6 +325,7 @@ impl Log for MemoryLog {
         log.is_made = true;
         log.epoch += 1;
         log.last = last.0;
+        log.durable = last.0;
         log.queue.clear();
         log.written.clear();
         Ok(log.epoch)
@@ -311,19 +351,45 @@ impl Log for MemoryLog {
         Ok(())
     }
 
-    fn sync(&self) -> Result<GroupNumber, LogError> {
+    fn gather(&self) -> Result<GroupWrite, LogError> {
         let mut disk = self.lock()?;
-        if !disk.log.queue.is_empty() {
-            let queue = std::mem::take(&mut disk.log.queue);
+        let log = &mut disk.log;
+        let queue = std::mem::take(&mut log.queue);
+        let Some((last, _)) = queue.last() else {
+            return Ok(GroupWrite::default());
+        };
+        let write = GroupWrite::without_place(*last);
+        log.written.push_back((queue, false));
+        Ok(write)
+    }
+
+    fn write(&self, write: GroupWrite) -> Result<GroupNumber, LogError> {
+        let mut disk = self.lock()?;
+        if write.last != 0 {
             // A write that fails may have happened nevertheless, and so may a sync.
-            disk.log.written.extend(queue);
             disk.call().map_err(|fault| self.error(fault))?;
             disk.call().map_err(|fault| self.error(fault))?;
-            disk.log.was_used = true;
-            let written = std::mem::take(&mut disk.log.written);
-            disk.log.groups.extend(written);
+            let log = &mut disk.log;
+            log.was_used = true;
+            let mut written = log.written.iter_mut();
+            let own = written
+                .find(|(groups, _)| groups.last().is_some_and(|(last, _)| *last == write.last));
+            if let Some((_, is_over)) = own {
+                *is_over = true;
+            }
+            log.take_durable();
         }
-        Ok(GroupNumber(disk.log.last))
+        Ok(GroupNumber(disk.log.durable))
+    }
+
+    fn sync(&self) -> Result<GroupNumber, LogError> {
+        let write = self.gather()?;
+        self.write(write)?;
+        let others = self.lock()?.log.under_way();
+        for write in others {
+            self.write(write)?;
+        }
+        Ok(GroupNumber(self.lock()?.log.durable))
     }
 
     fn trim(&self, applied: GroupNumber) -> Result<(), LogError> {

@@ -23,6 +23,7 @@ mod limit;
 pub mod log;
 pub mod memory;
 mod overlay;
+mod pages;
 mod read;
 pub mod rebuild;
 pub mod records;
@@ -51,6 +52,7 @@ use ganger_engine::{
     records::{GroupNumber, PartKey},
 };
 
+pub use self::log::GroupWrite;
 use self::{
     backup::Hold,
     checkpoint::Checkpoint,
@@ -458,11 +460,33 @@ impl Store {
         })
     }
 
-    /// Writes all staged groups to the log and makes them durable; answers with the last durable
-    /// group.
+    /// Takes all staged groups, for [`write`](Self::write). What is gathered first becomes durable
+    /// first.
     ///
     /// # Errors
     /// [`StoreError::Poisoned`], or the error that poisons the store: never try again.
+    pub fn gather(&self) -> Result<GroupWrite, StoreError> {
+        self.guarded(|| Ok(self.log.gather()?))
+    }
+
+    /// Writes groups to the log and makes them durable; answers with the last group that is durable
+    /// with all before it. That may be one before them, while another write is under way.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    pub fn write(&self, write: GroupWrite) -> Result<GroupNumber, StoreError> {
+        self.guarded(|| {
+            let last = self.log.write(write)?;
+            self.durable.fetch_max(last.0, Ordering::AcqRel);
+            Ok(last)
+        })
+    }
+
+    /// Makes all staged groups durable, also what another thread is writing; answers with the last
+    /// durable group.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
     pub fn sync(&self) -> Result<GroupNumber, StoreError> {
         self.guarded(|| {
             let last = self.log.sync()?;

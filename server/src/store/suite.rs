@@ -70,7 +70,7 @@ impl Place for Memory {
 fn options() -> StoreOptions {
     StoreOptions {
         log: LogOptions {
-            segment_bytes_first: 8 << 10,
+            segment_bytes_first: 24 << 10,
             segment_bytes_max: 32 << 10,
         },
         // Checkpoints of several slices, so that a kill can fall between them.

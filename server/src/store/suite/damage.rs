@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -44,20 +45,26 @@ fn log_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Offsets of the records of a segment, by the lengths in their headers.
-fn records(path: &Path) -> Vec<usize> {
+/// Where the records of a segment are, by the lengths in their headers: behind each other, or at the
+/// beginning of the next page.
+fn records(path: &Path) -> Vec<Range<usize>> {
     let bytes = fs::read(path).unwrap();
-    let mut at = 64;
-    let mut offsets = Vec::new();
-    while let Some(length) = bytes.get(at + 4..at + 8) {
+    let length = |at: usize| {
+        let length = bytes.get(at + 4..at + 8)?;
         let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
-        if length == 0 {
-            break;
-        }
-        offsets.push(at);
-        at += (48 + length).next_multiple_of(8);
+        (length > 0).then_some(48 + length)
+    };
+    let mut records = Vec::new();
+    let mut end: usize = 64;
+    let next = |end: usize| {
+        let places = [end.next_multiple_of(8), end.next_multiple_of(4096)];
+        { places.into_iter() }.find_map(|at| Some(at..at + length(at)?))
+    };
+    while let Some(record) = next(end) {
+        end = record.end;
+        records.push(record);
     }
-    offsets
+    records
 }
 
 fn flip(path: &Path, at: usize) {
@@ -89,7 +96,7 @@ fn a_torn_group_at_the_end_never_was() {
         fill(&store, 1, 3);
         place.kill(store);
         let segment = log_files(place.0.path()).pop().unwrap();
-        let last = *records(&segment).last().unwrap();
+        let last = records(&segment).last().unwrap().start;
         let mut bytes = fs::read(&segment).unwrap();
         bytes[last + cut..].fill(0);
         fs::write(&segment, bytes).unwrap();
@@ -110,10 +117,13 @@ fn a_flipped_byte_before_the_end_is_damage() {
     fill(&store, 1, 4);
     pristine.kill(store);
     let segment = log_files(pristine.0.path()).pop().unwrap();
-    let offsets = records(&segment);
+    let records = records(&segment);
     let bytes = fs::read(&segment).unwrap();
-    for at in (offsets[0]..offsets[3]).step_by(7).chain(0..64) {
-        // A flip in the padding of a record means nothing.
+    let before_the_end = records[..3].iter();
+    let inside = before_the_end.flat_map(|record| record.clone().step_by(7));
+    let between = (64..records[3].start).step_by(397);
+    for at in inside.chain(between).chain(0..64) {
+        // A flip between records means nothing.
         fs::write(&segment, &bytes).unwrap();
         flip(&segment, at);
         match Store::open_dir(pristine.0.path(), &options()) {
@@ -121,7 +131,7 @@ fn a_flipped_byte_before_the_end_is_damage() {
             Err(other) => panic!("byte {at}: {other:?}"),
             Ok((store, recovered)) => {
                 assert_eq!(recovered.group, GroupNumber(4), "byte {at}");
-                assert!(offsets.iter().any(|next| (1..8).contains(&(next - at))));
+                assert!(at >= 64 && !records.iter().any(|record| record.contains(&at)));
                 drop(store);
                 fs::remove_file(log_files(pristine.0.path()).pop().unwrap()).unwrap();
             }
@@ -154,7 +164,7 @@ fn a_log_that_ends_before_the_table_is_damage() {
     fill(&store, 1, 5);
     store.close().unwrap();
     let segment = log_files(place.0.path()).pop().unwrap();
-    let last = *records(&segment).last().unwrap();
+    let last = records(&segment).last().unwrap().start;
     flip(&segment, last + 50);
     let report = check_damaged(&place);
     assert!(report.contains("ends with group 4"), "{report}");

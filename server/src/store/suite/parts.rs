@@ -1,6 +1,6 @@
 //! The log and the table by themselves: the real ones and the doubles behave alike.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use bytes::Bytes;
 use ganger_engine::records::GroupNumber;
@@ -94,6 +94,82 @@ fn a_log_gives_back_what_was_synced_and_nothing_else() {
         log.sync().unwrap();
         let log = open();
         assert_eq!(numbers(&*log, 0), [1, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn a_write_counts_when_those_before_it_are_done() {
+    each_log(|open| {
+        let log = open();
+        let epoch = log.acquire(GroupNumber(0)).unwrap();
+        append(&*log, epoch, 1..=2);
+        let first = log.gather().unwrap();
+        append(&*log, epoch, 3..=3);
+        let second = log.gather().unwrap();
+        assert_eq!(log.write(second).unwrap(), GroupNumber(0));
+        assert_eq!(log.write(first).unwrap(), GroupNumber(3));
+        let nothing = log.gather().unwrap();
+        assert_eq!(log.write(nothing).unwrap(), GroupNumber(3));
+        assert_eq!(numbers(&*open(), 0), [1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_log_ends_before_a_write_that_is_missing_and_goes_on_from_there() {
+    each_log(|open| {
+        let log = open();
+        let epoch = log.acquire(GroupNumber(0)).unwrap();
+        append(&*log, epoch, 1..=1);
+        log.sync().unwrap();
+        append(&*log, epoch, 2..=3);
+        let missing = log.gather().unwrap();
+        append(&*log, epoch, 4..=4);
+        let behind_it = log.gather().unwrap();
+        assert_eq!(log.write(behind_it).unwrap(), GroupNumber(1));
+        drop((missing, log));
+        let log = open();
+        assert_eq!(numbers(&*log, 0), [1]);
+        let epoch = log.acquire(GroupNumber(1)).unwrap();
+        append(&*log, epoch, 2..=2);
+        log.sync().unwrap();
+        drop(log);
+        assert_eq!(numbers(&*open(), 0), [1, 2]);
+    });
+}
+
+#[test]
+fn a_sync_also_waits_for_what_others_write() {
+    each_log(|open| {
+        let log = open();
+        let epoch = log.acquire(GroupNumber(0)).unwrap();
+        append(&*log, epoch, 1..=1);
+        let other = log.gather().unwrap();
+        append(&*log, epoch, 2..=2);
+        thread::scope(|scope| {
+            let sync = scope.spawn(|| log.sync().unwrap());
+            log.write(other).unwrap();
+            assert_eq!(sync.join().unwrap(), GroupNumber(2));
+        });
+    });
+}
+
+#[test]
+fn a_segment_begins_when_every_write_is_done() {
+    each_log(|open| {
+        let log = open();
+        let epoch = log.acquire(GroupNumber(0)).unwrap();
+        append(&*log, epoch, 1..=1);
+        let first = log.gather().unwrap();
+        // More than any segment of this suite has room for.
+        append(&*log, epoch, 2..=200);
+        thread::scope(|scope| {
+            let rest = scope.spawn(|| log.gather().unwrap());
+            log.write(first).unwrap();
+            log.write(rest.join().unwrap()).unwrap();
+        });
+        assert_eq!(log.sync().unwrap(), GroupNumber(200));
+        drop(log);
+        assert_eq!(numbers(&*open(), 0), (1..=200).collect::<Vec<_>>());
     });
 }
 
