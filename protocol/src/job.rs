@@ -184,8 +184,7 @@ impl JobSpec {
     /// Checks ranges and sizes.
     ///
     /// # Errors
-    /// `too_large` or `bad_request` naming the field, the limit and the actual figure;
-    /// `unsupported_op` for a field that this version does not serve yet.
+    /// `too_large` or `bad_request` naming the field, the limit and the actual figure.
     pub fn check(&self, limits: &Limits) -> Result<(), WireError> {
         let payload = self.payload.len();
         if payload > limits.payload_bytes_max {

@@ -204,11 +204,8 @@ impl Engine {
             priority,
             lane: 0,
         };
-        // One that waits joins the lane of its key when it becomes ready.
-        if let Some(key) = spec.key.as_ref()
-            && waits_for == 0
-            && due <= now.wall
-        {
+        let is_ready = waits_for == 0 && due <= now.wall;
+        if let Some(key) = spec.key.as_ref().filter(|_| is_ready) {
             lane.lane = self.lane_to_join(queue, priority, key);
         }
         let content = Arc::new(Content::from(spec));
@@ -218,13 +215,13 @@ impl Engine {
             spilled_parts,
             content: Some(Arc::clone(&content)),
         };
-        let id = match due > now.wall {
-            _ if waits_for > 0 => {
+        let id = match waits_for {
+            0 if is_ready => self.push_ready(lane, packed),
+            0 => self.push_later(lane, due, packed),
+            _ => {
                 let run_at = Some(due).filter(|due| *due > now.wall);
                 self.push_blocked(lane, (waits_for, run_at), packed)
             }
-            true => self.push_later(lane, due, packed),
-            false => self.push_ready(lane, packed),
         };
         if spilled_parts > 0 {
             self.group.put_content(id, Arc::clone(&content));

@@ -2,8 +2,8 @@
 //! the store.
 //!
 //! A line `{"export": …}` begins a shard, its queues follow, then its jobs, the ready ones in their
-//! order, then its limits and cron entries. Batches and the nodes of their graphs come before the jobs,
-//! which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
+//! order, then its limits and cron entries. Batches and the nodes of their graphs come before the
+//! jobs, which are their members. Workers, leases, producers and the server's secret stay behind: a leased job is exported
 //! as a ready one.
 
 use std::{

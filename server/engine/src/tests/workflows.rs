@@ -435,6 +435,23 @@ fn what_was_not_looked_at_before_a_crash_is_looked_at_after_it() {
 }
 
 #[test]
+fn a_job_that_runs_over_a_restart_lets_go_on_who_waits_for_it() {
+    for bytes in [7, 20_000] {
+        let mut world = World::new();
+        let mut first = node("first", &[]);
+        first.payload = vec![7; bytes].into();
+        let ids = world.push_graph(vec![first, node("then", &["first"])]);
+        let worker = world.worker();
+        world.commit();
+        let job = world.take_of(worker, "first");
+        world.reopen();
+        world.ack(worker, &job);
+        world.tick();
+        assert_eq!(world.state(ids[1]), Some(JobState::Ready), "{bytes}");
+    }
+}
+
+#[test]
 fn many_are_cancelled_in_slices() {
     let mut world = World::new();
     let names: Vec<String> = (0..200).map(|nth| format!("n{nth}")).collect();
