@@ -56,10 +56,10 @@ impl Engine {
         {
             run.heads -= 1;
         }
-        let job = (record.id, record.content.as_deref());
-        self.has_left_lane(now.mono, place.run.lane, job);
         self.leave(place.run, place.index);
         self.watch_straggler(place.run, now.mono);
+        let job = (record.id, record.content.as_deref());
+        self.has_left_lane(now.mono, place.run.lane, job);
     }
 
     /// The entries of the run that a job stands in, when the engine does not know that run yet.
@@ -93,8 +93,6 @@ impl Engine {
     /// A head that was taken out of its window has expired.
     pub(crate) fn expire_head(&mut self, now: Now, head: Head) {
         let Head { place, id, job, .. } = head;
-        let left = (id, job.content().map(|content| &**content));
-        self.has_left_lane(now.mono, place.run.lane, left);
         if let Some(run) = self.runs.get_mut(&place.run) {
             run.heads -= 1;
         }
@@ -104,6 +102,8 @@ impl Engine {
             HeadJob::Packed(packed) => Box::new(JobRecord::fresh(id, place, packed)),
             HeadJob::Record(record) => record,
         };
+        let left = (id, record.content.as_deref());
+        self.has_left_lane(now.mono, place.run.lane, left);
         self.close_as_expired(now, &record);
     }
 

@@ -184,3 +184,19 @@ fn more_keys_at_their_limits_than_one_command_moves_hide_nobody() {
     world.tick();
     assert_eq!(world.waited(waits).expect("there is one").len(), 1);
 }
+
+#[test]
+fn a_job_of_a_lane_that_is_cancelled_beyond_the_budget_does_not_come_back() {
+    let mut world = World::with(tiny());
+    world.limit("key/a", |set| set.sequence = true);
+    let pushed = world.push_all(many("a", 0..70));
+    world.commit();
+    let cancel = ganger_protocol::request::JobCancel::new(vec![pushed[5]]);
+    world
+        .ask(None, ganger_protocol::request::Operation::JobCancel(cancel))
+        .unwrap();
+    world.commit();
+    let mut expected = named("a", 0..70);
+    expected.remove(5);
+    assert_eq!(order(&mut world, 69), expected);
+}
