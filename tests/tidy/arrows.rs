@@ -101,7 +101,8 @@ const ONLY: &[Only] = &[
             "runtime::Handle",
         ],
         within: &["server", "protocol"],
-        places: &["server/src/tasks.rs"],
+        // The store's suite plays the two threads that write the log.
+        places: &["server/src/tasks.rs", "server/src/store/suite/parts.rs"],
         reason: "every task and thread is spawned and joined through tasks.rs",
     },
     Only {

@@ -6,7 +6,7 @@
 //! over, and no callback is pushed twice. Batches that are not settled are in memory, since a member
 //! may end where nothing can be read; settled ones are read where a dead member is revived or
 //! removed. A batch within a batch is one member of it ([`BatchRecord::standing`]). What requests
-//! about batches answer is in [`requests`].
+//! about batches answer is in `requests`.
 
 mod requests;
 

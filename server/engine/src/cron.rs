@@ -4,8 +4,8 @@
 //! next nominal time of each. When it is due, the pushes and the advance of the entry go into one
 //! group: over any crash a nominal time has pushed its job, or is still to come. No time at or
 //! before the last one ever comes again, so that a wall clock that is set back is waited for.
-//! Which instants an expression names is decided in [`rule`]; entries of the configuration come by
-//! [`file`].
+//! Which instants an expression names is decided in `rule`; entries of the configuration come by
+//! [`mod@file`].
 
 pub mod file;
 mod rule;

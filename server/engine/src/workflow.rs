@@ -2,10 +2,10 @@
 //!
 //! An edge is one small record for each end of it, written with the job that waits and erased with
 //! what becomes of that. A job that others may wait for sets a timer in the transition that ends it,
-//! due at once ([`Engine::node_is_over`]): so no end is overlooked, whatever happens in between, and
+//! due at once (`Engine::node_is_over`): so no end is overlooked, whatever happens in between, and
 //! nothing must be read where a job ends. The tick that fires it reads the edges, a slice at a time,
 //! and lets those that wait go on, cancels them, or leaves them for a person. What requests say of
-//! workflows is in [`requests`].
+//! workflows is in `requests`.
 
 mod requests;
 
