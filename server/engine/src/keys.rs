@@ -2,7 +2,7 @@
 //!
 //! A slot of a key is a live lease of one of its jobs, so what runs is counted where leases begin and
 //! end, and no slot can leak. A key of which nothing is running, waiting in a lane of its own or owed
-//! to a rate has no state here. Which jobs a key lets through is decided by [`Engine::gate`]; lanes
+//! to a rate has no state here. Which jobs a key lets through is decided by `Engine::gate`; lanes
 //! and turns are in [`crate::lanes`].
 
 use std::collections::{BTreeMap, BTreeSet};
