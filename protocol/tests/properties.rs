@@ -19,7 +19,7 @@ use ganger_protocol::{
     ids::{Tag, TaskId},
     job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
-    limits::{FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
+    limits::{AFTER_MAX, FRAME_BYTES_MAX, HEADERS_BYTES_MAX, Limits, PRIORITY_MAX},
     list::{JobFilter, JobList},
     progress::{Progress, ProgressItem, Wait},
     queue::{OneQueue, QueuePause, QueueSet, Setting},
@@ -657,7 +657,7 @@ proptest! {
         if job.check(&limits).is_ok() {
             prop_assert!(job.priority.is_none_or(|priority| priority <= PRIORITY_MAX));
             prop_assert!(job.headers.iter().all(|(k, v)| k.len() + v.len() <= HEADERS_BYTES_MAX));
-            prop_assert!(job.key.is_none() && job.after.is_empty());
+            prop_assert!(job.after.len() <= AFTER_MAX);
         }
     }
 }
