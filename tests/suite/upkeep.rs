@@ -280,7 +280,7 @@ fn an_export_imports_to_the_same_jobs_under_the_same_ids() {
     let exported = place.ok(&["export", "x", "--json", "--data-dir", "data"]);
     assert_eq!(
         exported,
-        json!({ "shards": 1, "queues": 3, "jobs": 503, "crons": 1, "batches": 0 })
+        json!({ "shards": 1, "queues": 3, "jobs": 503, "limits": 0, "crons": 1, "batches": 0 })
     );
     place.ok(&["import", "x", "--data-dir", "copy"]);
     let copy = place.doctor("copy");
