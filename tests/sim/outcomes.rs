@@ -38,11 +38,12 @@ const BOUND: u64 = 3;
 #[derive(Debug)]
 pub enum AskedOutcome {
     Push(std::ops::Range<usize>),
-    Fetch(u64),
+    /// When, and by which connection: what a dead worker is granted nobody hears of.
+    Fetch(u64, ConnectionId),
     /// By which lease, and when by the wall clock.
-    Ack(usize, u64),
-    /// Whether the job was told to be cancelled before.
-    End(usize, u64, bool),
+    Ack(usize, LeaseRef, u64),
+    /// The same, and whether the job was told to be cancelled before.
+    End(usize, LeaseRef, u64, bool),
     /// The cursor.
     Progress(usize, u64),
     /// An answer of a lease that is over.
@@ -63,10 +64,12 @@ pub struct Outcomes {
     worker: Option<(ConnectionId, SessionId)>,
     session: Option<SessionId>,
     held: Vec<(usize, LeaseRef)>,
-    /// Leases that are over, as told.
+    /// Leases that are over, as told: a crash does not bring them back.
     stale: Vec<LeaseRef>,
     /// Leases of which the worker heard that their jobs are cancelled.
     heard: BTreeSet<LeaseId>,
+    /// Leases that the worker was told to have lost, which may be before it was told to have them.
+    lost: BTreeSet<LeaseId>,
     is_fetching: bool,
     is_bound: bool,
 }
@@ -113,6 +116,7 @@ impl Outcomes {
         self.session = session.or(self.session);
         self.is_fetching = false;
         self.heard.clear();
+        self.lost.clear();
     }
 
     /// Whether a connection is that of the worker here.
@@ -124,7 +128,10 @@ impl Outcomes {
     pub fn heard(&mut self, notice: &Notice) {
         match notice {
             Notice::Cancel { leases } => self.heard.extend(leases.iter().map(|it| it.lease)),
-            Notice::Lost { leases } => self.held.retain(|(_, held)| !leases.contains(held)),
+            Notice::Lost { leases } => {
+                self.lost.extend(leases.iter().map(|it| it.lease));
+                self.held.retain(|(_, held)| !leases.contains(held));
+            }
             _ => {}
         }
     }
@@ -334,7 +341,7 @@ impl World {
             ..Fetch::default()
         };
         let operation = self.history.operation();
-        let asked = Asked::Outcome(AskedOutcome::Fetch(operation));
+        let asked = Asked::Outcome(AskedOutcome::Fetch(operation, connection));
         self.request(&from, Operation::Fetch(fetch), asked)
     }
 
@@ -380,7 +387,7 @@ impl World {
             "outcome {} of lease {} is answered ({}: 4, 5 fail, 6 release, else ack)",
             &[token as u64, lease.lease.0, u64::from(drawn)],
         );
-        let end = AskedOutcome::End(token, wall, is_flagged);
+        let end = AskedOutcome::End(token, lease, wall, is_flagged);
         let (operation, asked) = match drawn {
             4 | 5 => {
                 let fail = FailItem {
@@ -411,10 +418,9 @@ impl World {
                     ..AckItem::of(lease.job, lease.lease)
                 };
                 let operation = Operation::Ack(Ack { leases: vec![ack] });
-                (operation, AskedOutcome::Ack(token, wall))
+                (operation, AskedOutcome::Ack(token, lease, wall))
             }
         };
-        self.outcomes.stale.push(lease);
         self.request(from, operation, Asked::Outcome(asked))
     }
 
@@ -446,20 +452,23 @@ impl World {
                 }
                 Ok(())
             }
-            (AskedOutcome::Fetch(operation), Ok(ReplyBody::Fetch(reply))) => {
+            (AskedOutcome::Fetch(_, asker), Ok(_)) if !self.outcomes.is_own(asker) => Ok(()),
+            (AskedOutcome::Fetch(operation, _), Ok(ReplyBody::Fetch(reply))) => {
                 self.outcomes.is_fetching = false;
                 for job in reply.jobs {
                     self.outcome_granted(&job, operation)?;
                 }
                 Ok(())
             }
-            (AskedOutcome::Ack(token, wall), Ok(ReplyBody::Lease(reply))) => {
+            (AskedOutcome::Ack(token, lease, wall), Ok(ReplyBody::Lease(reply))) => {
+                self.outcomes.stale.push(lease);
                 match &reply.results[0].err {
                     None => self.outcome_over(token, JobState::Done, Some(wall)),
                     Some(_) => Ok(()),
                 }
             }
-            (AskedOutcome::End(token, wall, is_flagged), Ok(ReplyBody::Lease(reply))) => {
+            (AskedOutcome::End(token, lease, wall, is_flagged), Ok(ReplyBody::Lease(reply))) => {
+                self.outcomes.stale.push(lease);
                 let result = &reply.results[0];
                 match (&result.err, result.state) {
                     (Some(_), _) => Ok(()),
@@ -527,7 +536,7 @@ impl World {
             // The jobs of the push were not for that queue.
             (AskedOutcome::Set, Err(error)) if error.code == ErrorCode::NotFound => Ok(()),
             (
-                AskedOutcome::Fetch(_)
+                AskedOutcome::Fetch(..)
                 | AskedOutcome::Ack(..)
                 | AskedOutcome::End(..)
                 | AskedOutcome::Progress(..)
@@ -598,7 +607,9 @@ impl World {
             job: job.id,
             lease: job.lease,
         };
-        self.outcomes.held.push((token, lease));
+        if !self.outcomes.lost.contains(&lease.lease) {
+            self.outcomes.held.push((token, lease));
+        }
         Ok(())
     }
 
