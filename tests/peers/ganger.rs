@@ -37,6 +37,32 @@ pub(crate) struct Ganger {
     /// Leases that each worker holds, of the varied form.
     held: Option<usize>,
     wait_ms: DurationMs,
+    /// Where the jobs go when they are not spread.
+    queue: &'static str,
+    keys: Option<Keys>,
+}
+
+/// The keys of jobs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Keys {
+    /// This one.
+    Own(&'static str),
+    /// One of so many, at random.
+    OneOf(usize),
+}
+
+impl Keys {
+    fn draw(self) -> String {
+        match self {
+            Self::Own(key) => key.to_owned(),
+            Self::OneOf(count) => key_name(fastrand::usize(..count)),
+        }
+    }
+}
+
+/// The name of a numbered key.
+pub(crate) fn key_name(number: usize) -> String {
+    format!("key-{number}")
 }
 
 impl Ganger {
@@ -45,6 +71,21 @@ impl Ganger {
             address,
             held: None,
             wait_ms: WAIT_MS,
+            queue: "default",
+            keys: None,
+        }
+    }
+
+    /// The form whose jobs are in this queue.
+    pub(crate) fn in_queue(&self, queue: &'static str) -> Self {
+        Self { queue, ..*self }
+    }
+
+    /// The form whose jobs have these keys.
+    pub(crate) fn with_keys(&self, keys: Keys) -> Self {
+        Self {
+            keys: Some(keys),
+            ..*self
         }
     }
 }
@@ -74,7 +115,7 @@ impl Driver for Ganger {
     async fn producer(&self) -> Result<GangerProducer> {
         let connection = Connection::open(self.address, None).await?;
         let queues = match self.held {
-            None => vec![QueueName::default()],
+            None => vec![self.queue.parse()?],
             Some(_) => queue_names()
                 .map(|name| name.parse())
                 .collect::<Result<_, _>>()?,
@@ -83,6 +124,7 @@ impl Driver for Ganger {
             connection,
             kind: "bench".parse()?,
             queues,
+            keys: self.keys,
             is_varied: self.held.is_some(),
             next: 0,
         })
@@ -94,7 +136,7 @@ impl Driver for Ganger {
             ..SessionHello::default()
         };
         let (queues, weights) = match self.held {
-            None => (vec!["default".parse()?], Vec::new()),
+            None => (vec![self.queue.parse()?], Vec::new()),
             Some(_) => {
                 let queues = queue_names().map(|name| name.parse());
                 (queues.collect::<Result<_, _>>()?, vec![1; QUEUE_COUNT])
@@ -116,14 +158,14 @@ fn queue_names() -> impl Iterator<Item = String> {
 }
 
 #[derive(Debug)]
-struct Connection {
+pub(crate) struct Connection {
     wire: Wire,
     buffer: BytesMut,
     last_id: u64,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr, session: Option<SessionHello>) -> Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, session: Option<SessionHello>) -> Result<Self> {
         let mut wire = Wire::connect(address).await?;
         let welcome = Message::decode(&frame(&mut wire).await?)?;
         ensure!(
@@ -151,7 +193,7 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn call(&mut self, operation: Operation) -> Result<Body> {
+    pub(crate) async fn call(&mut self, operation: Operation) -> Result<Body> {
         self.last_id += 1;
         Request {
             id: self.last_id,
@@ -182,6 +224,7 @@ pub(crate) struct GangerProducer {
     kind: Kind,
     /// Each takes the next job in turn.
     queues: Vec<QueueName>,
+    keys: Option<Keys>,
     is_varied: bool,
     next: usize,
 }
@@ -189,22 +232,22 @@ pub(crate) struct GangerProducer {
 impl GangerProducer {
     async fn push_at(&mut self, payloads: &[u8], run_at: Option<Timestamp>) -> Result<()> {
         let payloads = Bytes::copy_from_slice(payloads);
-        let job = |begin: usize| {
+        let job = |begin: usize| -> Result<JobSpec> {
             let payload = payloads.slice(begin..begin + PAYLOAD_BYTES);
             let number = self.next + begin / PAYLOAD_BYTES;
-            JobSpec {
+            let key = self.keys.map(|keys| keys.draw().parse());
+            Ok(JobSpec {
                 queue: self.queues[number % self.queues.len()].clone(),
                 priority: self
                     .is_varied
                     .then(|| PRIORITIES[number % PRIORITIES.len()]),
                 run_at,
+                key: key.transpose()?,
                 ..JobSpec::new(self.kind.clone(), payload)
-            }
+            })
         };
-        let jobs: Vec<JobSpec> = (0..payloads.len())
-            .step_by(PAYLOAD_BYTES)
-            .map(job)
-            .collect();
+        let begins = (0..payloads.len()).step_by(PAYLOAD_BYTES);
+        let jobs: Vec<JobSpec> = begins.map(job).collect::<Result<_>>()?;
         let count = jobs.len();
         self.next += count;
         let push = Push {

@@ -26,8 +26,6 @@ pub(crate) const PAYLOAD_BYTES: usize = 256;
 const BACKLOG_COUNT_MAX: usize = 10_000;
 /// How long a backlog may take to drain before a run counts as failed.
 const DRAIN_SECONDS_MAX: u64 = 600;
-/// The first delayed job is due so long after the first is pushed.
-const DUE_AFTER_MS: u64 = 15_000;
 /// Rate marks of a long phase are taken at every so many jobs.
 const MARK_COUNT: usize = 1_000_000;
 
@@ -628,15 +626,27 @@ pub(crate) async fn idle<D: Driver>(
     })
 }
 
+/// Delayed jobs, and when they are due.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delayed {
+    pub(crate) jobs: usize,
+    /// How many are due at each ms.
+    pub(crate) jobs_per_ms: u64,
+    /// The first is due so long after the first is pushed: all must be pushed by then.
+    pub(crate) after: Duration,
+}
+
 /// How late delayed jobs come, in µs, sorted; and the span in which they came.
 pub(crate) async fn due<D: Driver>(
     driver: &D,
-    jobs: usize,
-    jobs_per_ms: u64,
+    delayed: Delayed,
     server_pid: u32,
 ) -> Result<(Vec<i64>, Span)> {
+    let Delayed {
+        jobs, jobs_per_ms, ..
+    } = delayed;
     let per_request = usize::try_from(jobs_per_ms)?;
-    let first_ms = now_ms()? + DUE_AFTER_MS;
+    let first_ms = now_ms()? + u64::try_from(delayed.after.as_millis())?;
     let gauge = Gauge::timed(first_ms, jobs_per_ms);
     let mut tasks = JoinSet::new();
     for _ in 0..DRAIN.workers {

@@ -2,11 +2,13 @@
 //! setting, over loopback, with one load generator. Run it with `tests/bench`.
 //!
 //! `plan.rs` says what is run, `process.rs` starts the servers, `load.rs` loads them through the
-//! drivers (`redis.rs`, `beanstalkd.rs`, `ganger.rs`, all over `wire.rs`), `probe.rs` reads what it
+//! drivers (`redis.rs`, `beanstalkd.rs`, `ganger.rs`, all over `wire.rs`; what only ganger has:
+//! `features.rs`), `probe.rs` reads what it
 //! cost, `report.rs` prints it. It is no test: nothing here fails because something was slow, only
 //! because a job was lost, delivered twice or altered.
 
 mod beanstalkd;
+mod features;
 mod ganger;
 mod load;
 mod plan;

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     beanstalkd::Beanstalkd,
-    ganger::Ganger,
-    load::{self, Bound, Driver, Due, Gauge, Phase, Shape, Window},
+    features,
+    ganger::{Ganger, Keys},
+    load::{self, Bound, Delayed, Driver, Due, Gauge, Phase, Shape, Window},
     probe,
     process::{Program, Server},
     redis::{Form, Redis},
@@ -29,6 +30,13 @@ const WAITERS_COUNT: usize = 10_000;
 /// Jobs of `due`, and how many of them are due at each ms.
 const DUE_COUNT: usize = 200_000;
 const DUE_JOBS_PER_MS: u64 = 10;
+const DUE_AFTER: Duration = Duration::from_secs(15);
+/// Jobs of `due-burst`, all due within a second.
+const BURST_COUNT: usize = 1_000_000;
+const BURST_JOBS_PER_MS: u64 = 1_000;
+const BURST_AFTER: Duration = Duration::from_secs(90);
+/// Keys of `many-keys`.
+const KEY_COUNT: usize = 100_000;
 /// Ends a phase that is bounded by its count of jobs, should the peer be very slow.
 const LONG_PHASE: Duration = Duration::from_secs(1800);
 const RESTART_WITHIN: Duration = Duration::from_secs(300);
@@ -114,6 +122,18 @@ pub(crate) enum Workload {
     #[value(name = "delayed-10m")]
     #[serde(rename = "delayed-10m")]
     Delayed10m,
+    /// 1 M jobs due within a second: what that does to push → ack of other work
+    DueBurst,
+    /// `by-100`, all jobs of one key that has a limit
+    OneKey,
+    /// The same with 100 000 keys that have a limit each
+    ManyKeys,
+    /// Ten jobs of one key while another key of the queue has 1 M waiting, against an idle server
+    Tenant,
+    /// How long the purge of a queue of 10 M jobs takes to be answered
+    #[value(name = "purge-10m")]
+    #[serde(rename = "purge-10m")]
+    Purge10m,
 }
 
 impl Workload {
@@ -138,6 +158,11 @@ impl Workload {
                 | Self::Restart1m
                 | Self::Restart10m
                 | Self::Delayed10m
+                | Self::DueBurst
+                | Self::OneKey
+                | Self::ManyKeys
+                | Self::Tenant
+                | Self::Purge10m
         )
     }
 
@@ -146,8 +171,18 @@ impl Workload {
             Self::Single64 | Self::Steady64 => (64, 1),
             Self::Single8 | Self::Steady8 => (8, 1),
             Self::Single1 | Self::Wake | Self::Idle => (1, 1),
-            Self::By100 | Self::By100Steady | Self::Fill | Self::Due => (8, 100),
-            Self::Restart1m | Self::Restart10m | Self::Delayed10m => (8, 100),
+            Self::By100
+            | Self::By100Steady
+            | Self::Fill
+            | Self::Due
+            | Self::Restart1m
+            | Self::Restart10m
+            | Self::Delayed10m
+            | Self::DueBurst
+            | Self::OneKey
+            | Self::ManyKeys
+            | Self::Tenant
+            | Self::Purge10m => (8, 100),
         };
         Shape {
             producers: connections,
@@ -174,7 +209,12 @@ impl Workload {
             Self::Due | Self::Restart1m | Self::Delayed10m => {
                 matches!(peer, Peer::Redis | Peer::Ganger)
             }
-            Self::Restart10m => peer == Peer::Ganger,
+            Self::Restart10m
+            | Self::DueBurst
+            | Self::OneKey
+            | Self::ManyKeys
+            | Self::Tenant
+            | Self::Purge10m => peer == Peer::Ganger,
         }
     }
 }
@@ -361,7 +401,12 @@ async fn measure<D: Driver>(
         }
         Workload::Due => {
             let jobs = settings.jobs.unwrap_or(DUE_COUNT);
-            let (lateness_us, span) = load::due(&driver, jobs, DUE_JOBS_PER_MS, server.pid).await?;
+            let delayed = Delayed {
+                jobs,
+                jobs_per_ms: DUE_JOBS_PER_MS,
+                after: DUE_AFTER,
+            };
+            let (lateness_us, span) = load::due(&driver, delayed, server.pid).await?;
             record_span(figures, &span);
             let at = |share: usize| lateness_us.get((lateness_us.len() - 1) * share / 100);
             for (name, share) in [
@@ -394,6 +439,64 @@ async fn measure<D: Driver>(
             record(figures, &phase);
             record_millions(figures, &phase, ["first_million_push", "last_million_push"]);
             record_memory(figures, server, phase.jobs, empty_bytes)?;
+        }
+        Workload::DueBurst
+        | Workload::OneKey
+        | Workload::ManyKeys
+        | Workload::Tenant
+        | Workload::Purge10m => {
+            features(settings, server, run).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What only ganger has.
+async fn features(settings: &Settings, server: &Server, run: &mut Run) -> Result<()> {
+    let ganger = Ganger::new(server.address);
+    let figures = &mut run.figures;
+    match run.workload {
+        Workload::OneKey | Workload::ManyKeys => {
+            let keys = match run.workload {
+                Workload::OneKey => 1,
+                _ => settings.jobs.unwrap_or(KEY_COUNT),
+            };
+            features::limit_keys(server.address, keys).await?;
+            let driver = ganger.with_keys(Keys::OneOf(keys));
+            let (shape, gauge) = (run.workload.shape(), Gauge::new());
+            let phase = load::steady(&driver, shape, settings.window, &gauge, server.pid).await?;
+            record(figures, &phase);
+            figures.insert("peak_mib", mib(probe::memory(server.pid)?.peak_bytes));
+        }
+        Workload::DueBurst => {
+            let delayed = Delayed {
+                jobs: settings.jobs.unwrap_or(BURST_COUNT),
+                jobs_per_ms: BURST_JOBS_PER_MS,
+                after: BURST_AFTER,
+            };
+            let burst = features::burst(&ganger, delayed, server.pid).await?;
+            record_span(figures, &burst.span);
+            record_wake(figures, ["before_p50_us", "before_p99_us"], &burst.before)?;
+            record_wake(figures, ["during_p50_us", "during_p99_us"], &burst.during)?;
+            let last = burst.lateness_us.last().context("no job came")?;
+            figures.insert("late_max_ms", *last as f64 / 1e3);
+        }
+        Workload::Tenant => {
+            let jobs = settings.jobs.unwrap_or(KEPT_COUNT);
+            let tenant = features::tenant(&ganger, jobs, server.pid).await?;
+            record_wake(figures, ["idle_p50_us", "idle_p99_us"], &tenant.idle)?;
+            record_wake(figures, ["beside_p50_us", "beside_p99_us"], &tenant.beside)?;
+        }
+        _ => {
+            let bound = Bound {
+                jobs: settings.jobs.unwrap_or(10_000_000),
+                length: LONG_PHASE,
+            };
+            let (shape, gauge) = (run.workload.shape(), Gauge::new());
+            load::fill(&ganger, shape, bound, Due::Now, &gauge, server.pid).await?;
+            let (removed, elapsed) = features::purge(server.address).await?;
+            figures.insert("removed_jobs", removed as f64);
+            figures.insert("purge_ms", elapsed.as_secs_f64() * 1e3);
         }
     }
     Ok(())

@@ -339,9 +339,7 @@ impl Shard {
         let jobs = task.scan.meet(&inner.core, &spots, SLICE_ROWS)?;
         let mut progress = task.act(&mut inner.core, now, jobs)?;
         inner.route(std::mem::take(&mut progress.released), &mut delivery);
-        self.after_apply(&mut inner, now);
-        drop(inner);
-        delivery.send(now.mono);
+        self.leave(inner, now, delivery);
         Ok(progress)
     }
 

@@ -72,6 +72,8 @@ pub struct Shard {
     /// Wakes the sessions that wait until more is durable.
     room: Notify,
     is_congested: AtomicBool,
+    /// The thread that reads ahead.
+    reader: OnceLock<Thread>,
     /// The checkpoint thread, and whether it sleeps because there is nothing to carry.
     checkpointer: OnceLock<Thread>,
     checkpoint_rests: AtomicBool,
@@ -113,6 +115,15 @@ enum Sleep {
     /// Somebody to wait for the changes that there are, or the time after which they are synced
     /// anyway.
     UntilAwaited,
+}
+
+/// Which of the two threads that sync: two writes are under way at most.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Syncs whatever there is.
+    First,
+    /// Syncs what somebody waits for while the first one is at work.
+    Second,
 }
 
 /// How long a shard may put things off.
@@ -158,6 +169,7 @@ impl Shard {
             earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
+            reader: OnceLock::new(),
             checkpointer: OnceLock::new(),
             checkpoint_rests: AtomicBool::new(false),
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
@@ -211,37 +223,28 @@ impl Shard {
                 }
             }
         }
-        self.after_apply(&mut inner, now);
-        drop(inner);
-        delivery.send(now.mono);
+        self.leave(inner, now, delivery);
         session
     }
 
-    /// Wakes whom the changes concern.
-    fn after_apply(&self, inner: &mut Inner, now: Now) {
-        let is_over = match inner.sync_sleeps {
-            Sleep::Not | Sleep::Waking => false,
-            Sleep::UntilDirty => inner.core.is_unsynced(),
-            Sleep::UntilAwaited => inner.core.is_awaited(),
-        };
-        if is_over {
-            inner.sync_sleeps = Sleep::Waking;
-            self.dirty.notify_one();
-        } else if inner.sync_sleeps == Sleep::Not && inner.second_sleeps && inner.core.is_awaited()
-        {
-            inner.second_sleeps = false;
-            self.needed.notify_one();
-        }
+    /// After changes: lets the lock go, wakes whom they concern, and sends what may leave. Whoever
+    /// was woken earlier would only wait for the lock.
+    fn leave(&self, mut inner: MutexGuard<'_, Inner>, now: Now, delivery: Delivery) {
         if inner.core.undurable_bytes() > UNDURABLE_BYTES_MAX {
             self.is_congested.store(true, Ordering::Release);
         }
-        let due = inner.core.next_wakeup(now).map(|wait| now.mono.plus(wait));
-        if let Some(due) = due
-            && inner.timer_at.is_none_or(|armed| due < armed)
-        {
-            inner.timer_at = Some(due);
+        let syncing = inner.wake_sync();
+        let is_earlier = inner.wake_timer(now);
+        drop(inner);
+        match syncing {
+            Some(Part::First) => self.dirty.notify_one(),
+            Some(Part::Second) => self.needed.notify_one(),
+            None => {}
+        }
+        if is_earlier {
             self.earlier.notify_one();
         }
+        delivery.send(now.mono);
     }
 
     /// Waits while too much is not durable. Cancel-safe: nothing is taken.
@@ -273,9 +276,7 @@ impl Shard {
         };
         let released = inner.core.defer(reply);
         inner.route(released, &mut delivery);
-        self.after_apply(&mut inner, now);
-        drop(inner);
-        delivery.send(now.mono);
+        self.leave(inner, now, delivery);
     }
 
     /// One of the lists that may be read at the same time.
@@ -374,6 +375,37 @@ impl Shard {
 }
 
 impl Inner {
+    /// The thread that is to be woken to sync what has changed.
+    fn wake_sync(&mut self) -> Option<Part> {
+        let (part, is_woken) = match self.sync_sleeps {
+            Sleep::Waking => return None,
+            Sleep::Not => (Part::Second, self.second_sleeps && self.core.is_awaited()),
+            Sleep::UntilDirty => (Part::First, self.core.is_unsynced()),
+            Sleep::UntilAwaited => (Part::First, self.core.is_awaited()),
+        };
+        if !is_woken {
+            return None;
+        }
+        match part {
+            Part::First => self.sync_sleeps = Sleep::Waking,
+            Part::Second => self.second_sleeps = false,
+        }
+        Some(part)
+    }
+
+    /// Whether the timer is to be woken, since something is due earlier than it thinks.
+    fn wake_timer(&mut self, now: Now) -> bool {
+        let Some(wait) = self.core.next_wakeup(now) else {
+            return false;
+        };
+        let due = now.mono.plus(wait);
+        let is_earlier = self.timer_at.is_none_or(|armed| due < armed);
+        if is_earlier {
+            self.timer_at = Some(due);
+        }
+        is_earlier
+    }
+
     /// Whether the second sync thread has something to do.
     fn wants_second(&self) -> bool {
         self.sync_sleeps == Sleep::Not

@@ -1,16 +1,17 @@
 //! What drives a shard besides its sessions: the sync thread, the checkpoint thread, the timer.
 
 use std::{
-    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, MutexGuard, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use ganger_engine::command::Command;
+use ganger_protocol::DurationMs;
 
-use super::{Delivery, Inner, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
+use super::{Delivery, Inner, Part, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
-    store::{CheckpointProgress, StoreError},
+    store::{CheckpointProgress, StoreError, ahead::Ahead},
     tasks::{OnPanic, Tasks},
 };
 
@@ -20,17 +21,15 @@ const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long it sleeps where there is nothing, unless it is woken.
 const CHECKPOINT_REST: Duration = Duration::from_secs(1);
 
+/// How long before its time what a timer asks for is read.
+const READ_AHEAD: DurationMs = DurationMs(2_000);
+
+/// How long the thread that reads ahead sleeps between two looks.
+const AHEAD_REST_MIN: Duration = Duration::from_millis(100);
+const AHEAD_REST_MAX: Duration = Duration::from_secs(1);
+
 /// Slices of due things that one turn of the timer does before others get the lock.
 const TICKS_MAX: usize = 16;
-
-/// Which of the two threads that sync: two writes are under way at most.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    /// Syncs whatever there is.
-    First,
-    /// Syncs what somebody waits for while the first one is at work.
-    Second,
-}
 
 impl Shard {
     /// Starts the threads and the timer.
@@ -43,9 +42,9 @@ impl Shard {
             tasks.thread(name, move || shard.run_sync(part))?;
         }
         let shard = Arc::clone(self);
-        let stopping = tasks.stopping();
-        let checkpoint = move || shard.run_checkpoint(&|| stopping.is_cancelled());
-        tasks.thread("checkpoint", checkpoint)?;
+        tasks.thread("checkpoint", move || shard.run_checkpoint())?;
+        let shard = Arc::clone(self);
+        tasks.thread("read-ahead", move || shard.run_read_ahead())?;
         let (shard, stopping) = (Arc::clone(self), tasks.stopping());
         tasks.spawn("timer", OnPanic::Stop, async move {
             // Cancel-safe: a turn that is cut off while it sleeps has done nothing.
@@ -59,6 +58,14 @@ impl Shard {
         self.lock().is_stopping = true;
         self.dirty.notify_all();
         self.needed.notify_all();
+        let resting = [&self.checkpointer, &self.reader];
+        for thread in resting.into_iter().filter_map(OnceLock::get) {
+            thread.unpark();
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.lock().is_stopping || self.has_failed()
     }
 
     fn run_sync(&self, part: Part) {
@@ -160,9 +167,11 @@ impl Shard {
         }
     }
 
-    fn run_checkpoint(&self, is_stopping: &dyn Fn() -> bool) {
+    fn run_checkpoint(&self) {
+        let _ = self.checkpointer.set(std::thread::current());
         let mut since = Stopwatch::start();
-        while !is_stopping() && !self.has_failed() {
+        // The last group may wait for room.
+        while !self.is_stopping() || self.store.is_full() {
             if !self
                 .store
                 .checkpoint_due(since.elapsed() >= self.checkpoint_every)
@@ -187,7 +196,6 @@ impl Shard {
             std::thread::park_timeout(CHECKPOINT_LOOK_EVERY);
             return;
         }
-        let _ = self.checkpointer.set(std::thread::current());
         self.checkpoint_rests.store(true, Ordering::SeqCst);
         // What became durable before that found nobody to wake.
         if self.store.is_settled() {
@@ -201,6 +209,26 @@ impl Shard {
             && let Some(thread) = self.checkpointer.get()
         {
             thread.unpark();
+        }
+    }
+
+    fn run_read_ahead(&self) {
+        let _ = self.reader.set(std::thread::current());
+        let mut last = None;
+        while !self.is_stopping() {
+            let until = self.clock.now().wall.plus(READ_AHEAD);
+            match self.store.read_ahead(last, until) {
+                Ok(Ahead::To(timer)) => last = Some(timer),
+                Ok(Ahead::Done(next)) => {
+                    let wait = next.map_or(READ_AHEAD, |next| next.since(until));
+                    let wait = Duration::from_millis(wait.0);
+                    std::thread::park_timeout(wait.clamp(AHEAD_REST_MIN, AHEAD_REST_MAX));
+                }
+                Err(error) => {
+                    self.fail(error);
+                    return;
+                }
+            }
         }
     }
 

@@ -161,6 +161,7 @@ impl Store {
         let behind = digest.behind(&*self.table, &batch)?;
         batch.extend(behind.map(|behind| behind.row(group)));
         self.table.apply(&batch)?;
+        self.overlay_mut().forget_ahead(&batch);
         *digest = behind.unwrap_or(*digest);
         Ok(())
     }

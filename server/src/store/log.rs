@@ -305,6 +305,8 @@ struct Writer {
     durable: u64,
     /// Writes that are not over, or wait for an earlier one, oldest first.
     under_way: VecDeque<UnderWay>,
+    /// Threads that wait for a write to be over.
+    waiting: usize,
     /// A write failed; no later one can count.
     is_broken: bool,
     /// Of writes that are over, for the next ones.
@@ -438,13 +440,16 @@ impl FileLog {
     /// Waits until some write is over.
     fn wait_for_write<'a>(
         &'a self,
-        writer: MutexGuard<'a, Writer>,
+        mut writer: MutexGuard<'a, Writer>,
     ) -> Result<MutexGuard<'a, Writer>, LogError> {
         if writer.is_broken {
             return Err(LogError::Broken);
         }
+        writer.waiting += 1;
         let waited = self.written.wait(writer);
-        Ok(waited.unwrap_or_else(PoisonError::into_inner))
+        let mut writer = waited.unwrap_or_else(PoisonError::into_inner);
+        writer.waiting -= 1;
+        Ok(writer)
     }
 
     /// Makes a file of so many zeroes, durable, for a later segment.
@@ -696,8 +701,11 @@ impl Log for FileLog {
             Err(_) => writer.is_broken = true,
         }
         let durable = writer.durable;
+        let is_waited_for = writer.waiting > 0;
         drop(writer);
-        self.written.notify_all();
+        if is_waited_for {
+            self.written.notify_all();
+        }
         result.map(|()| GroupNumber(durable))
     }
 

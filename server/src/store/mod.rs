@@ -7,6 +7,7 @@
 //!
 //! `docs/STORAGE.md` has everything byte by byte. Next on the path of a group: `group.rs`.
 
+pub mod ahead;
 pub mod archive;
 pub mod backup;
 mod batch;

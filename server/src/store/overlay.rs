@@ -1,12 +1,12 @@
 //! What was committed and is not yet in the table: two layers of keys and values that every read
-//! merges with the table's.
+//! merges with the table's. Beside them, some values of the table that were read ahead.
 //!
 //! Commits go into the active layer. A checkpoint freezes it, writes it to the table in slices,
 //! and drops it; meanwhile a new active layer takes what comes. Nothing here does IO or waits.
 
 use std::{
     collections::{
-        BTreeMap, BTreeSet,
+        BTreeMap, BTreeSet, HashMap,
         btree_map::{self, Entry},
     },
     iter::Peekable,
@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use ganger_engine::records::GroupNumber;
 
 use super::{
@@ -25,11 +26,17 @@ use super::{
 /// What an entry takes beside its value: its key, its slot, its share of a node.
 const ENTRY_BYTES: usize = 144;
 
+/// What is read ahead takes no more than this.
+const AHEAD_BYTES_MAX: usize = 16 << 20;
+
 /// The layers over the table.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     active: Layer,
     frozen: Option<Arc<Layer>>,
+    /// Values of the table, as long as it has them.
+    ahead: HashMap<Key, Bytes, RandomState>,
+    ahead_bytes: usize,
     /// Counts the layers that were dropped: a scan that sees it change begins again, since rows
     /// may have moved from the layer to the table behind its back.
     generation: u64,
@@ -133,7 +140,34 @@ impl Overlay {
                 None => {}
             }
         }
-        Known::Nothing
+        match self.ahead.get(key) {
+            Some(value) => Known::Value(value.clone()),
+            None => Known::Nothing,
+        }
+    }
+
+    pub(super) fn has_room_ahead(&self) -> bool {
+        self.ahead_bytes < AHEAD_BYTES_MAX
+    }
+
+    /// Keeps a value that the table had in a generation, unless it may have another one by now.
+    pub(super) fn keep_ahead(&mut self, generation: u64, key: Key, value: Bytes) {
+        if generation == self.generation && self.find(&key) == Known::Nothing {
+            self.ahead_bytes += ENTRY_BYTES + value.len();
+            self.ahead.insert(key, value);
+        }
+    }
+
+    /// The table has got something else at these keys; a layer still has it, too.
+    pub(super) fn forget_ahead(&mut self, batch: &[(Key, Option<Bytes>)]) {
+        if self.ahead.is_empty() {
+            return;
+        }
+        for (key, _) in batch {
+            if let Some(value) = self.ahead.remove(key) {
+                self.ahead_bytes -= ENTRY_BYTES + value.len();
+            }
+        }
     }
 
     /// Merges rows of the table, which are all that it has in `span`, with the layers: at most

@@ -25,6 +25,9 @@ use crate::store::{
     table::{Order, Span},
 };
 
+/// Where jobs and runs are.
+const POSITIONS: u64 = 40;
+
 pub(super) type Rows = BTreeMap<Key, Bytes>;
 
 /// What the store must have after each group, from 0 on.
@@ -95,6 +98,11 @@ impl Model {
             expected.truncate(3);
             assert_eq!(store.scan(descending, 3).unwrap(), expected);
         }
+        for at in 0..POSITIONS {
+            let key = Key::job(&job_id(at, 0));
+            let value = store.read_value(&key).unwrap();
+            assert_eq!(value.as_ref(), rows.get(&key), "job {at}");
+        }
     }
 }
 
@@ -104,17 +112,18 @@ enum Step {
     Sync,
     Slice,
     Checkpoint,
+    ReadAhead,
     Kill,
     Close,
 }
 
 /// A change within a small world, so that keys meet again.
 pub(super) fn change() -> impl Strategy<Value = Change> {
-    let position = || 0_u64..40;
-    let timer = (0_u64..9, 0_u8..3).prop_map(|(at, id)| Timer {
+    let position = || 0..POSITIONS;
+    let timer = (0_u64..9, position()).prop_map(|(at, job)| Timer {
         at: Timestamp(at),
         what: TimerKind::Due,
-        id: [id; 24],
+        id: *job_id(job, 0).as_bytes(),
     });
     let closed = (0_u64..9, 0_u8..3).prop_map(|(at, index)| Closed {
         queue: run_key(0).lane.queue,
@@ -182,6 +191,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Sync),
         2 => Just(Step::Slice),
         1 => Just(Step::Checkpoint),
+        2 => Just(Step::ReadAhead),
         2 => Just(Step::Kill),
         1 => Just(Step::Close),
     ];
@@ -213,6 +223,9 @@ fn check_steps(place: &dyn Place, steps: Vec<Step>) {
             Step::Checkpoint => {
                 super::checkpoint(&store);
                 durable = store.durable().0;
+            }
+            Step::ReadAhead => {
+                store.read_ahead(None, Timestamp(6)).unwrap();
             }
             Step::Kill | Step::Close => {
                 if matches!(step, Step::Kill) {
