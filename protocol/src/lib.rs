@@ -15,6 +15,7 @@ pub mod change;
 pub mod codec;
 pub mod cron;
 pub mod error;
+pub mod event;
 pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -122,6 +122,19 @@ pub const CONNECTION_WAITS_MAX: usize = 1000;
 /// Such waits of a shard.
 pub const WAITS_MAX: usize = 64 << 10;
 
+/// Subscriptions to events that one connection may have at the same time.
+pub const CONNECTION_SUBSCRIPTIONS_MAX: usize = 8;
+
+/// Queues, and kinds, that a filter of events may name.
+pub const EVENT_NAMES_MAX: usize = 64;
+
+/// Events in one message. Others on the connection come in between.
+pub const EVENTS_MAX: usize = 256;
+
+/// No further event in a message once it has so many bytes: it fits the smallest frame that a server may
+/// be set to.
+pub const EVENTS_BYTES_MAX: usize = 48 << 10;
+
 /// Fetches of one session that may wait at the same time.
 pub const SESSION_WAITERS_MAX: usize = 64;
 

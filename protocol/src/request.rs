@@ -13,6 +13,7 @@ use crate::{
     change::{JobChange, JobDelete},
     cron::CronSet,
     error::{ErrorCode, WireError},
+    event::{Subscribe, Unsubscribe},
     frame,
     ids::{BatchId, CronName, JobId, LeaseId, NamespaceName, QueueName, QueuePattern, SessionId},
     job::JobSpec,
@@ -172,6 +173,10 @@ operations! {
     TaskList(TaskList) = "task_list",
     /// Asks a task to end.
     TaskCancel(OneTask) = "task_cancel",
+    /// Asks for the events of the namespace.
+    Subscribe(Box<Subscribe>) = "subscribe",
+    /// Ends a subscription.
+    Unsubscribe(Unsubscribe) = "unsubscribe",
     /// Shows totals of the namespace and the server.
     Stats(Stats) = "stats",
     /// Reads a backup of the whole server, chunk by chunk.
@@ -718,6 +723,7 @@ impl Operation {
             Self::Wait(wait) => wait.check(),
             Self::JobCancel(cancel) => cancel.check(limits),
             Self::TaskStart(start) => start.check(),
+            Self::Subscribe(subscribe) => subscribe.check(),
             Self::JobChange(change) => change.check(limits),
             Self::JobDelete(delete) => check_count("jobs", 1, limits.items_max, delete.jobs.len()),
             Self::DeadList(list) => check_range("limit", 1, limits::PAGE_MAX, list.limit),
@@ -753,6 +759,7 @@ impl Operation {
             | Self::TaskGet(OneTask { .. })
             | Self::TaskList(TaskList {})
             | Self::TaskCancel(OneTask { .. })
+            | Self::Unsubscribe(Unsubscribe { .. })
             | Self::Stats(Stats {})
             | Self::Backup(Backup { .. }) => Ok(()),
         }

@@ -11,6 +11,7 @@ use crate::{
     change::ChangeReply,
     cron::CronView,
     error::WireError,
+    event::{Events, SubscribeReply},
     frame,
     ids::{JobId, Kind, QueueName, SessionId},
     job::{GrantedJob, JobState, JobView},
@@ -478,9 +479,9 @@ replies! {
     /// To `heartbeat`.
     Heartbeat(HeartbeatReply) = "heartbeat",
     /// To `goodbye`, `queue_pause`, `queue_resume`, `queue_create`, `queue_delete`, `cron_delete`,
-    /// `cron_pause`, `cron_resume`, `limit_delete`.
+    /// `cron_pause`, `cron_resume`, `limit_delete`, `unsubscribe`.
     Done(Done) = "goodbye" | "queue_pause" | "queue_resume" | "queue_create" | "queue_delete"
-        | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete",
+        | "cron_delete" | "cron_pause" | "cron_resume" | "limit_delete" | "unsubscribe",
     /// To `job_get`.
     Job(Box<JobView>) = "job_get",
     /// To `job_list`.
@@ -521,6 +522,8 @@ replies! {
     Task(Box<TaskView>) = "task_start" | "task_get" | "task_cancel",
     /// To `task_list`.
     Tasks(TasksReply) = "task_list",
+    /// To `subscribe`.
+    Subscribed(SubscribeReply) = "subscribe",
     /// To `stats`.
     Stats(Box<StatsReply>) = "stats",
     /// To `backup`.
@@ -561,6 +564,8 @@ pub enum Notice {
         /// `host:port`.
         address: String,
     },
+    /// Events of a subscription.
+    Events(Box<Events>),
 }
 
 impl Notice {
@@ -572,6 +577,7 @@ impl Notice {
         "quiet",
         "terminate",
         "redirect",
+        "events",
     ];
 }
 

@@ -13,6 +13,7 @@ use ganger_protocol::{
     batch::{BatchOpen, EVENT_HEADER},
     change::{ChangeTo, JobChange, JobDelete},
     cron::{AT_HEADER, CronSet, Misfire, NAME_HEADER},
+    event::{EventFilter, EventName, EventsFrom, Subscribe},
     frame,
     job::{JobState, Unique, UniqueOf, UniqueUntil},
     limit::{LimitList, LimitSet, LimitTarget, OneLimit, Rate},
@@ -1147,4 +1148,38 @@ fn changes_and_deletions_of_jobs() {
         ..ChangeTo::now()
     };
     change(Err((BAD, "to.delay_ms")), both);
+}
+
+#[test]
+fn filters_of_events_and_where_they_go_on() {
+    let subscribe = |expected, subscribe: Subscribe| {
+        check(expected, &Operation::Subscribe(Box::new(subscribe)));
+    };
+    let filter = |expected, filter| subscribe(expected, Subscribe::to(filter));
+    let none = EventFilter::default;
+    check_length("filter.queues", 0..=64, |expected, n| {
+        let queues = vec!["mail*".parse().unwrap(); n];
+        filter(expected, EventFilter { queues, ..none() });
+    });
+    check_length("filter.kinds", 0..=64, |expected, n| {
+        let kinds = vec!["welcome".parse().unwrap(); n];
+        filter(expected, EventFilter { kinds, ..none() });
+    });
+    let events = EventName::ALL.to_vec();
+    filter(Ok(()), EventFilter { events, ..none() });
+    let events = vec![EventName::Done, EventName::Dead, EventName::Done];
+    filter(
+        Err((BAD, "filter.events[2]")),
+        EventFilter { events, ..none() },
+    );
+    let from = |epoch, offset| Subscribe {
+        from: Some(EventsFrom { epoch, offset }),
+        ..Subscribe::default()
+    };
+    check_range("from.epoch", 0..=INTEGER_MAX, |expected, n| {
+        subscribe(expected, from(n, 0));
+    });
+    check_range("from.offset", 0..=INTEGER_MAX, |expected, n| {
+        subscribe(expected, from(0, n));
+    });
 }

@@ -15,6 +15,7 @@ use ganger_protocol::{
     batch::BatchOpen,
     change::{ChangeTo, JobChange, JobDelete},
     cron::{CronSet, Misfire, Overlap},
+    event::{EventFilter, EventName, EventsFrom, Subscribe, SubscriptionId, Unsubscribe},
     frame, fuzzing,
     ids::{Tag, TaskId},
     job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
@@ -399,6 +400,29 @@ fn task_start() -> impl Strategy<Value = TaskStart> {
         })
 }
 
+fn subscribe() -> impl Strategy<Value = Subscribe> {
+    let events = proptest::sample::subsequence(EventName::ALL.to_vec(), 0..5);
+    let from = option::of((0..=INTEGER_MAX, 0..=INTEGER_MAX));
+    let names = (vec(pattern(), 0..3), vec(name(), 0..3));
+    (
+        events,
+        names,
+        option::of(job_id()),
+        option::of(any::<u64>()),
+        from,
+    )
+        .prop_map(|(events, (queues, kinds), job, batch, from)| Subscribe {
+            filter: EventFilter {
+                events,
+                queues,
+                kinds,
+                job,
+                batch: batch.map(BatchId),
+            },
+            from: from.map(|(epoch, offset)| EventsFrom { epoch, offset }),
+        })
+}
+
 fn batch_open() -> impl Strategy<Value = BatchOpen> {
     let callback = || option::of(job().prop_map(Box::new));
     let parent = (any::<u64>(), job_id(), lease());
@@ -566,6 +590,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         limit_target().prop_map(|target| Operation::LimitShow(OneLimit::of(target))),
         (option::of(".{0,40}"), any::<u32>())
             .prop_map(|(cursor, limit)| Operation::LimitList(LimitList { cursor, limit })),
+        subscribe().prop_map(|subscribe| Operation::Subscribe(Box::new(subscribe))),
+        (0..=INTEGER_MAX).prop_map(|nth| Operation::Unsubscribe(Unsubscribe {
+            subscription: SubscriptionId(nth)
+        })),
         Just(Operation::Stats(Stats {})),
         (0..=INTEGER_MAX).prop_map(|offset| Operation::Backup(Backup { offset })),
     ]

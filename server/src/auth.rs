@@ -156,6 +156,8 @@ impl Verb {
             | Operation::LimitList(_)
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
+            | Operation::Subscribe(_)
+            | Operation::Unsubscribe(_)
             | Operation::Stats(_) => Some(Self::Inspect),
             Operation::TaskStart(_)
             | Operation::TaskCancel(_)
@@ -567,6 +569,11 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
             Some(one.queue.clone().unwrap_or_else(all)).filter(missing)
         }
         Operation::TaskStart(start) => missing_queue_of_task(start, own),
+        // Without queues it means all, and what is in none.
+        Operation::Subscribe(subscribe) => match &*subscribe.filter.queues {
+            [] => Some(all()).filter(missing),
+            queues => queues.iter().find(|queue| missing(queue)).cloned(),
+        },
         // An entry that exists may push to any queue, whatever is asked of it.
         Operation::CronSet(_)
         | Operation::CronDelete(_)
@@ -591,6 +598,8 @@ fn missing_queue(operation: &Operation, own: &[QueuePattern]) -> Option<QueuePat
         | Operation::Heartbeat(_)
         | Operation::Goodbye(_)
         | Operation::BatchCommit(_)
+        // It is the connection's.
+        | Operation::Unsubscribe(_)
         // Of tasks a token sees those that it might have started: see `may_see_task`.
         | Operation::TaskGet(_)
         | Operation::TaskList(_)
@@ -790,6 +799,7 @@ mod tests {
         batch::BatchOpen,
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        event::{EventFilter, Subscribe, SubscriptionId, Unsubscribe},
         ids::TaskId,
         limit::{LimitList, LimitSet, LimitTarget, OneLimit},
         list::{JobFilter, JobList},
@@ -851,6 +861,13 @@ mod tests {
             newest_first: false,
             cursor: None,
             limit: 1,
+        };
+        let subscribe = Subscribe::to(EventFilter {
+            queues: vec![name.parse().unwrap()],
+            ..EventFilter::default()
+        });
+        let unsubscribe = Unsubscribe {
+            subscription: SubscriptionId(1),
         };
         let jobs = JobList::of(JobFilter::of(name.parse().unwrap()));
         let task = TaskStart::new(TaskAction::Cancel, jobs.filter.clone());
@@ -920,6 +937,8 @@ mod tests {
             (Operation::TaskGet(one_task), Verb::Inspect),
             (Operation::TaskList(TaskList {}), Verb::Inspect),
             (Operation::TaskCancel(one_task), Verb::Admin),
+            (Operation::Subscribe(Box::new(subscribe)), Verb::Inspect),
+            (Operation::Unsubscribe(unsubscribe), Verb::Inspect),
             (Operation::DeadRevive(select.clone()), Verb::Admin),
             (Operation::DeadPurge(select), Verb::Admin),
             (Operation::QueuePause(pause), Verb::Admin),
@@ -1018,7 +1037,7 @@ mod tests {
         };
         let identity = login(&mine);
         // What names no queue but a lease is bound to the session, a commit to who knows the batch,
-        // a task to who might have started it; ids, totals, cron entries and a backup need all queues.
+        // a task to who might have started it, a subscription to its connection; ids, totals, cron entries and a backup need all queues.
         let bound = [
             "ack",
             "fail",
@@ -1031,6 +1050,7 @@ mod tests {
             "task_get",
             "task_list",
             "task_cancel",
+            "unsubscribe",
         ];
         let for_all = [
             "job_get",

@@ -16,6 +16,7 @@ use ganger_engine::{
 };
 use ganger_protocol::{
     DurationMs, JobSpec, NamespaceName, SessionId, Timestamp,
+    event::EventName,
     queue::QueuePause,
     request::{
         Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, Heartbeat, Operation,
@@ -233,6 +234,31 @@ fn an_already_settled_answer_waits_for_the_sync_of_the_first() {
     assert!(unsynced.ask(ack()).is_empty(), "already, but not durable");
     assert_eq!(unsynced.sync().replies.len(), 2);
     assert_eq!(unsynced.ask(ack()).len(), 1, "already, and durable");
+}
+
+#[test]
+fn an_event_is_told_with_the_group_in_which_it_happened() {
+    let mut unsynced = Unsynced::with_jobs(1);
+    let released = unsynced.core.apply(NOW, Command::Watch(true));
+    assert!(released.expect("applied").events.is_empty());
+    let words = |released: &Released| -> Vec<EventName> {
+        let events = released.events.iter();
+        events.map(|happened| happened.event.event).collect()
+    };
+    // A grant is answered at once, and told no sooner than it is durable.
+    assert_eq!(unsynced.granted().len(), 1);
+    let origin = unsynced.origin();
+    let pushed = unsynced.core.apply(NOW, Command::Request(origin, push(1)));
+    assert_eq!(words(&pushed.expect("applied")), []);
+    unsynced.core.seal(NOW).expect("sealed");
+    let origin = unsynced.origin();
+    let later = unsynced.core.apply(NOW, Command::Request(origin, push(1)));
+    assert_eq!(words(&later.expect("applied")), []);
+    // Only the sealed group becomes durable.
+    let durable = unsynced.core.store().sync().expect("synced");
+    let released = unsynced.core.synced(durable);
+    assert_eq!(words(&released), [EventName::Granted, EventName::Pushed]);
+    assert_eq!(words(&unsynced.sync()), [EventName::Pushed]);
 }
 
 #[test]

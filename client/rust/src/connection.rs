@@ -334,7 +334,8 @@ impl Connection {
             Message::Notice(Notice::Quiet {}) => self.quiet(),
             Message::Notice(Notice::Terminate {}) => self.terminate(),
             Message::Notice(Notice::Redirect { address }) => return Err(Ended::Redirect(address)),
-            Message::Notice(Notice::Welcome(_)) | Message::Unknown { .. } => {}
+            // Whoever subscribes has a connection of its own.
+            Message::Notice(Notice::Welcome(_) | Notice::Events(_)) | Message::Unknown { .. } => {}
         }
         Ok(())
     }
@@ -573,12 +574,12 @@ fn wake_by(timer: Pin<&mut Sleep>, at: Option<Instant>) {
 
 /// Doubling delays with jitter between two tries.
 #[derive(Debug, Default)]
-struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let delay = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16));
         self.failures += 1;
         let delay = delay.min(BACKOFF_MAX);

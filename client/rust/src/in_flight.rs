@@ -255,6 +255,8 @@ impl InFlight {
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
             | Operation::TaskCancel(_)
+            | Operation::Subscribe(_)
+            | Operation::Unsubscribe(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => entry.finish(Ok(Answer::Body(body))),
         }
@@ -709,10 +711,12 @@ impl Producer {
 /// Whether doing it twice is the same as doing it once.
 fn is_repeatable(operation: &Operation) -> bool {
     match operation {
-        // A backup is the connection's. A second deletion finds nothing, and would look like a name
+        // A backup and a subscription are the connection's. A second deletion finds nothing, and would look like a name
         // that never was; a second purge would remove what was pushed since.
         Operation::Push(_)
         | Operation::Backup(_)
+        | Operation::Subscribe(_)
+        | Operation::Unsubscribe(_)
         | Operation::BatchOpen(_)
         | Operation::CronRun(_)
         | Operation::TaskStart(_)
@@ -817,6 +821,8 @@ fn answered_leases(operation: &Operation) -> Box<dyn Iterator<Item = LeaseId> + 
         | Operation::TaskGet(_)
         | Operation::TaskList(_)
         | Operation::TaskCancel(_)
+        | Operation::Subscribe(_)
+        | Operation::Unsubscribe(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => Box::new(std::iter::empty()),
     }

@@ -2,6 +2,7 @@
 
 use ganger_protocol::{
     DurationMs, JobId, LeaseId, Timestamp, WireError,
+    event::EventName,
     job::{DeadReason, JobError, JobState},
     limits::{BACKTRACE_BYTES_MAX, ERROR_MESSAGE_BYTES_MAX},
     request::{Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Release, ReleaseItem},
@@ -13,6 +14,7 @@ use crate::{
     Engine, backoff,
     batch::Standing,
     command::{Now, Origin, Outcome},
+    events::LOST,
     facts::{Facts, Need},
     fetch::lease_lost,
     lease::{Answer, Lease},
@@ -27,8 +29,12 @@ impl Engine {
     pub(crate) fn needs_of_acks(&self, acks: &[AckItem]) -> Vec<Need> {
         let need = |item: &AckItem| match self.leases.live(&item.job, item.lease) {
             Some(lease) if may_be_kept(item, lease) => self.need_of_job(item.job, true),
-            Some(lease) if !lease.has_record => None,
-            Some(_) | None => self.need_of_job(item.job, false),
+            Some(lease) if !lease.has_record => self.need_to_tell_done(item.job, lease),
+            Some(lease) => {
+                let told = self.need_to_tell_done(item.job, lease);
+                told.or_else(|| self.need_of_job(item.job, false))
+            }
+            None => self.need_of_job(item.job, false),
         };
         acks.iter().filter_map(need).collect()
     }
@@ -130,6 +136,8 @@ impl Engine {
         self.release_key_of_lease(item.job, &lease, facts);
         let membership = self.membership(item.job, &lease, facts);
         let is_node = self.is_node_of_lease(item.job, &lease, facts);
+        let batch = membership.map(|(batch, _)| batch);
+        self.tell_done(now, (item.job, &lease), batch, facts);
         if may_be_kept(item, &lease) {
             self.keep_done(now, item, &lease, facts);
         } else if lease.has_record {
@@ -149,7 +157,6 @@ impl Engine {
             self.move_member(now, Some(batch), before, Standing::Done);
         }
         self.job_is_over(now, item.job);
-        let batch = membership.map(|(batch, _)| batch);
         self.node_is_over((item.job, batch, is_node), NodeState::Done);
         self.tell_waits(item.job, |_| Ok(done_reply(now.wall, item.result.clone())));
         LeaseResult::default()
@@ -232,6 +239,7 @@ impl Engine {
             kind.failed += 1;
             kind.dead += u64::from(matches!(next, Next::Dead(_)));
         });
+        self.tell_failed(now, &record, &error.kind, next);
         let is_kept = match next {
             Next::Deleted => false,
             Next::Cancelled => self.retention_of(&record) > DurationMs::ZERO,
@@ -308,6 +316,7 @@ impl Engine {
             Some(_) => Next::Cancelled,
             None => run_at.map_or(Next::ReadyAtHead, Next::Scheduled),
         };
+        self.tell(now, EventName::Released, &*record, next.stand());
         self.settle(now, record, next);
         next
     }
@@ -324,6 +333,7 @@ impl Engine {
             queue.record.counters.lost += 1;
         }
         if record.cancel_at.is_some() {
+            self.tell_lost_job(now, &record, Next::Cancelled);
             return self.settle(now, record, Next::Cancelled);
         }
         let (in_row, limit) = (record.losses_in_row, self.options.poison_losses);
@@ -332,10 +342,11 @@ impl Engine {
             0 | 1 => Next::ReadyAtHead,
             _ => Next::Scheduled(now.wall.plus(backoff::loss_delay(in_row, &mut self.random))),
         };
+        self.tell_lost_job(now, &record, next);
         let error = JobError {
             at: now.wall,
             attempt: lease.attempt,
-            kind: "lost".to_owned(),
+            kind: LOST.to_owned(),
             message: format!("the worker was lost while it had the job, {in_row} in a row"),
             backtrace: String::new(),
         };

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use ganger_protocol::{
     BatchId, JobId, JobSpec, NamespaceName, Timestamp,
     batch::{self, BatchCounters, BatchEvent},
+    event::EventName,
     job::JobState,
     limits,
 };
@@ -281,11 +282,14 @@ impl Engine {
         let deadline = self.batches.live.get(&id)?.deadline();
         let record = self.batches.live.get_mut(&id)?;
         match record.has_come_to(BatchEvent::Settled) {
-            true => {
-                record.settled_at.get_or_insert(now.wall);
+            true if record.settled_at.is_none() => {
+                record.settled_at = Some(now.wall);
+                self.tell_batch(now, EventName::BatchSettled, id);
             }
+            true => {}
             false => record.settled_at = None,
         }
+        let record = self.batches.live.get_mut(&id)?;
         let (parent, after, end) = (record.parent, record.standing(), record.deadline());
         let is_settled = record.settled_at.is_some();
         self.set_batch_deadline(id, deadline, end);
@@ -409,6 +413,11 @@ impl Engine {
 
     /// Nobody but its own members adds to a batch any more.
     fn close_batch(&mut self, now: Now, id: BatchId, lapsed: bool) {
+        let event = match lapsed {
+            true => EventName::BatchLapsed,
+            false => EventName::BatchCommitted,
+        };
+        self.tell_batch(now, event, id);
         let Some(record) = self.batches.live.get_mut(&id) else {
             return;
         };

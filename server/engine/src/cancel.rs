@@ -7,6 +7,7 @@
 
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, SessionId, Timestamp, WireError,
+    event::EventName,
     job::JobState,
     request::{JobCancel, LeaseRef},
     response::{CancelReply, CancelResult, Notice, ReplyBody},
@@ -217,6 +218,8 @@ impl Engine {
     /// A job that does not wait any more, and has no lease any more, is cancelled.
     pub(crate) fn close_as_cancelled(&mut self, now: Now, record: &JobRecord) {
         let from = record.state;
+        let stand = (Some(JobState::Cancelled), None);
+        self.tell(now, EventName::Cancelled, record, stand);
         self.count(record.queue, Some(from), Some(JobState::Cancelled));
         self.pass_key(record, from, Some(JobState::Cancelled));
         let before = Standing::of_job(from, record.attempt, record.releases);

@@ -3,6 +3,7 @@
 
 use ganger_protocol::{
     BatchId, DurationMs, NamespaceName, SessionId, Timestamp, WireError,
+    event::Event,
     request::{LeaseRef, Operation, SessionHello},
     response::{Notice, ReplyBody},
 };
@@ -100,6 +101,9 @@ pub enum Command {
     Durable(GroupNumber),
     /// The configuration has exactly these cron entries, all of namespaces of this shard.
     FileCrons(Vec<FileCron>),
+    /// Whether anybody follows what happens: then, and only then, it comes out in
+    /// [`Outcome::events`].
+    Watch(bool),
     /// Time has passed: fire what is due, a bounded slice of it.
     Tick,
 }
@@ -113,10 +117,22 @@ pub struct Outcome {
     pub notices: Vec<(ConnectionId, Notice)>,
     /// Batches that nobody committed, closed by their deadline.
     pub lapsed: Vec<(NamespaceName, BatchId)>,
+    /// What has happened, in order, while somebody follows it. It may be told once the group that is
+    /// open now is durable.
+    pub events: Vec<Happened>,
     /// Answers [`Command::Bulk`].
     pub answer: Option<Result<ReplyBody, WireError>>,
     /// Answers [`Command::OpenSession`].
     pub session: Option<SessionOpened>,
+}
+
+/// Something that has happened, and where. Its offset is the teller's to give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happened {
+    /// In which namespace.
+    pub namespace: NamespaceName,
+    /// What.
+    pub event: Event,
 }
 
 /// A reply and when it may leave.

@@ -20,6 +20,7 @@ use foldhash::HashMap;
 use ganger_protocol::{
     CronName, DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, Timestamp, WireError,
     cron::{self, CronSet, CronView, Misfire, Overlap},
+    event::EventName,
     limits::CRON_MISFIRE_DEFAULT,
     request::{CronList, CronNames, CronRun, CronShow},
     response::{CronRunReply, CronsReply, Done, ReplyBody},
@@ -29,6 +30,7 @@ use self::rule::Rule;
 use crate::{
     Engine,
     command::{Now, Origin, Outcome},
+    events::Subject,
     facts::{Facts, Need},
     records::{
         Content, CronNumber, CronRecord, CronTimes, INLINE_BYTES_MAX, QueueNumber, Timer, TimerKind,
@@ -396,6 +398,7 @@ impl Engine {
         let mut job = record.job();
         job.headers.extend(cron::headers_of(&run.name, now.wall));
         let id = self.push_plain(now, &origin.namespace, job)?;
+        self.tell_cron_pushed(now, number, id);
         let queue = QueueNumber(id.birth().queue);
         self.offer_all(now, std::iter::once(queue), outcome);
         Ok(ReplyBody::CronRun(CronRunReply { id }))
@@ -559,6 +562,7 @@ impl Engine {
                 record.pushed += 1;
                 record.last_job = Some(id);
                 record.refused.clear();
+                self.tell_cron_pushed(now, number, id);
                 Some(QueueNumber(id.birth().queue))
             }
             Err(error) => {
@@ -566,6 +570,28 @@ impl Engine {
                 None
             }
         }
+    }
+
+    fn tell_cron_pushed(&mut self, now: Now, number: CronNumber, job: JobId) {
+        let Some(entry) = self
+            .crons
+            .entries
+            .get(&number)
+            .filter(|_| self.is_watched())
+        else {
+            return;
+        };
+        let (name, kind) = (entry.record.name.clone(), entry.record.job().kind);
+        let subject = Subject {
+            queue: QueueNumber(job.birth().queue),
+            job,
+            kind: Some(&kind),
+            batch: None,
+            attempt: 0,
+        };
+        self.tell_more(now, EventName::CronPushed, subject, (None, None), |event| {
+            event.cron = Some(name);
+        });
     }
 
     fn refuse(&mut self, number: CronNumber, reason: &str) {

@@ -2,6 +2,7 @@
 
 use ganger_protocol::{
     JobId, WireError,
+    event::EventName,
     job::JobState,
     limits::ITEMS_MAX,
     request::DeadSelect,
@@ -125,6 +126,8 @@ impl Engine {
             self.unclose(&record);
             self.watch_expiry(record.id, expiry_of(&record));
             self.count(record.queue, Some(JobState::Dead), Some(JobState::Ready));
+            let stand = (Some(JobState::Ready), None);
+            self.tell(now, EventName::Revived, &record, stand);
             self.move_dead_member(now, &record, Standing::Tried, facts);
             self.node_is_revived(&record);
             record.failures = 0;

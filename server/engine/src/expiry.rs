@@ -4,7 +4,7 @@
 //! the job back to waiting sets it again, so a leased job does not expire. A grant that comes
 //! before the timer looks by itself (`lanes.rs`). Taking a job out of where it waits is here, too.
 
-use ganger_protocol::{JobId, Timestamp, job::JobState, workflow::NodeState};
+use ganger_protocol::{JobId, Timestamp, event::EventName, job::JobState, workflow::NodeState};
 
 use crate::{
     Engine,
@@ -112,6 +112,8 @@ impl Engine {
 
     /// A waiting job, taken out of where it waited, has expired.
     fn close_as_expired(&mut self, now: Now, record: &JobRecord) {
+        let stand = (Some(JobState::Expired), None);
+        self.tell(now, EventName::Expired, record, stand);
         self.count(record.queue, Some(record.state), Some(JobState::Expired));
         self.pass_key(record, record.state, Some(JobState::Expired));
         let before = Standing::of_job(record.state, record.attempt, record.releases);

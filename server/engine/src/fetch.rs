@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use ganger_protocol::{
     Bytes, DurationMs, ErrorCode, JobId, NamespaceName, SessionId, WireError,
+    event::EventName,
     job::{GrantedJob, JobState},
     limits::{SESSION_WAITERS_MAX, TIMEOUT_DEFAULT},
     request::Fetch,
@@ -14,6 +15,7 @@ use ganger_protocol::{
 use crate::{
     Engine,
     command::{ConnectionId, Now, Origin, Outcome, Reply},
+    events::Subject,
     facts::{Facts, Need},
     lanes::Next,
     lease::{Answer, Lease},
@@ -349,6 +351,12 @@ impl Engine {
         self.group.operations += 1;
         self.group.bytes += 64;
         self.count(queue, Some(JobState::Ready), Some(JobState::Leased));
+        let subject = Subject {
+            attempt,
+            ..Subject::of_content(queue, id, &content)
+        };
+        let stand = (Some(JobState::Leased), None);
+        self.tell(now, EventName::Granted, subject, stand);
         grants.after = grants.after.max(group).max(reserved);
         if grants.after == self.group.number {
             self.group.is_awaited = true;

@@ -57,6 +57,12 @@ impl Kinds {
         }
     }
 
+    /// The name of a kind; none of one that is not counted.
+    pub(crate) fn name(&self, number: KindNumber) -> Option<&Kind> {
+        let view = self.counted.get(usize::from(number.0));
+        view.map(|view| &view.kind)
+    }
+
     /// The kinds of a namespace in the order of their names.
     pub(crate) fn of(&self, namespace: &NamespaceName) -> Vec<KindView> {
         let numbers = self.by_name.get(namespace).into_iter().flatten();

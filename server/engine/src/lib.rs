@@ -20,6 +20,7 @@
 //! | `batch` | jobs that are counted together, and what is pushed when they are over |
 //! | `workflow` | jobs that wait for others |
 //! | `limits`, `keys`, `lanes` | how many jobs of a queue or key run; whose turn it is within a queue |
+//! | `events` | what happens, for those who follow it |
 //! | `cron` | entries that push jobs over and over |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
@@ -34,6 +35,7 @@ pub mod change;
 pub mod command;
 pub mod cron;
 mod dead;
+mod events;
 mod expiry;
 pub mod facts;
 mod fetch;
@@ -89,6 +91,7 @@ use self::{
     change::{Change, Group},
     command::{Caller, Command, Mono, Now, Origin, Outcome, Reply},
     cron::Crons,
+    events::Happenings,
     facts::{Fact, Facts, Need},
     group::OpenGroup,
     keys::Keys,
@@ -207,6 +210,7 @@ pub struct Engine {
     lease_parts: BTreeMap<PartKey, u32>,
     leases: Leases,
     kinds: Kinds,
+    happenings: Happenings,
     sessions: Sessions,
     waiters: Waiters,
     waits: Waits,
@@ -244,7 +248,10 @@ impl Engine {
                 self.needs_of_operation(now, origin, operation, facts)
             }
             Command::OpenSession { hello, .. } => self.needs_to_open(hello),
-            Command::Detach { .. } | Command::Durable(_) | Command::FileCrons(_) => Vec::new(),
+            Command::Detach { .. }
+            | Command::Durable(_)
+            | Command::FileCrons(_)
+            | Command::Watch(_) => Vec::new(),
             Command::Tick => self.needs_of_tick(now, facts),
         };
         needs.retain(|need| !facts.contains(need));
@@ -298,6 +305,7 @@ impl Engine {
             } => self.detach(connection, session),
             Command::Durable(group) => self.answer_durable(group, &mut outcome),
             Command::FileCrons(crons) => self.take_file_crons(now, crons),
+            Command::Watch(is_watched) => self.watch(is_watched),
             Command::Tick => self.tick(now, facts, &mut outcome),
         }
         if !self.awakened.is_empty() {
@@ -306,6 +314,9 @@ impl Engine {
         }
         self.keys.forget_learned(now.mono);
         self.answer_waits(&mut outcome);
+        if self.is_watched() {
+            outcome.events = self.take_events();
+        }
         outcome
     }
 
@@ -454,6 +465,8 @@ impl Engine {
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
             | Operation::TaskCancel(_)
+            | Operation::Subscribe(_)
+            | Operation::Unsubscribe(_)
             | Operation::DeadList(_)
             | Operation::QueueList(_)
             | Operation::QueuePause(_)
@@ -540,6 +553,8 @@ impl Engine {
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
             | Operation::TaskCancel(_)
+            | Operation::Subscribe(_)
+            | Operation::Unsubscribe(_)
             | Operation::DeadList(_)
             | Operation::Backup(_) => {
                 return Err(WireError::new(

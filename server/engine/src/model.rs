@@ -374,7 +374,8 @@ struct Both {
 
 impl Both {
     fn new(options: Options) -> Self {
-        let world = World::with(options);
+        let mut world = World::with(options);
+        world.follow();
         let mut both = Self {
             model: Model {
                 head_wall: world.now.wall,

@@ -3,6 +3,7 @@
 
 use ganger_protocol::{
     JobId, SessionId, Timestamp,
+    event::EventName,
     job::{DeadReason, JobError, JobState},
     workflow::NodeState,
 };
@@ -55,7 +56,8 @@ impl Engine {
         if let Some(need) = self.need_of_membership(job, facts) {
             return Some(need);
         }
-        let need = self.need_of_job(job, false)?;
+        // Whoever follows is told of which kind it was.
+        let need = self.need_of_job(job, self.is_watched())?;
         let holds_unread = match facts.find(&need) {
             Some(Fact::Job(Some(StoredJob::Record(record)))) => {
                 record.holds_unique && record.content.is_none()
@@ -359,6 +361,7 @@ impl Engine {
 
     /// Deletes a dead job and everything that is kept of it.
     pub(crate) fn delete_dead(&mut self, now: Now, record: &JobRecord, facts: &Facts) {
+        self.tell(now, EventName::Deleted, record, (None, None));
         self.unclose(record);
         self.pass_key(record, JobState::Dead, None);
         self.count(record.queue, Some(JobState::Dead), None);

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use ganger_protocol::{
     BatchId, DurationMs, ErrorCode, JobId, WireError,
+    event::EventName,
     job::JobState,
     queue::{OneQueue, QueuePurgeReply},
     request::LeaseRef,
@@ -126,6 +127,7 @@ impl Engine {
         }
         self.group.queues.insert(number);
         self.queues.put_back(queue);
+        self.tell_queue(now.wall, EventName::QueuePurged, number, Some(removed));
         Ok(ReplyBody::Purged(QueuePurgeReply { removed }))
     }
 
@@ -150,6 +152,7 @@ impl Engine {
                 )
             });
         }
+        self.tell_queue(now.wall, EventName::QueueDeleted, number, None);
         // Fetches go on waiting: a push makes the queue again, and they stand in it by its name.
         if let Some(queue) = self.take_away(now, number, outcome) {
             for ticket in &queue.waiters {

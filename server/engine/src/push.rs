@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use foldhash::HashMap;
 use ganger_protocol::{
     DurationMs, ErrorCode, JobId, JobSpec, NamespaceName, QueueName, Timestamp, WireError,
+    event::EventName,
     job::{JobState, OnConflict, Unique},
     limits::{PRIORITY_DEFAULT, PRODUCER_UNANSWERED_MAX},
     request::Push,
@@ -18,6 +19,7 @@ use ganger_protocol::{
 use crate::{
     Engine,
     command::{Now, Origin, Outcome, Producer},
+    events::Subject,
     facts::{Fact, Facts, Need},
     group,
     job::is_legal,
@@ -215,14 +217,20 @@ impl Engine {
             spilled_parts,
             content: Some(Arc::clone(&content)),
         };
-        let id = match waits_for {
-            0 if is_ready => self.push_ready(lane, packed),
-            0 => self.push_later(lane, due, packed),
+        let (id, stand) = match waits_for {
+            0 if is_ready => (self.push_ready(lane, packed), (JobState::Ready, None)),
+            0 => {
+                let stand = (JobState::Scheduled, Some(due));
+                (self.push_later(lane, due, packed), stand)
+            }
             _ => {
                 let run_at = Some(due).filter(|due| *due > now.wall);
-                self.push_blocked(lane, (waits_for, run_at), packed)
+                let id = self.push_blocked(lane, (waits_for, run_at), packed);
+                (id, (JobState::Blocked, None))
             }
         };
+        let subject = Subject::of_content(queue, id, &content);
+        self.tell(now, EventName::Pushed, subject, (Some(stand.0), stand.1));
         if spilled_parts > 0 {
             self.group.put_content(id, Arc::clone(&content));
         }

@@ -61,6 +61,7 @@ impl Engine {
             acks: BTreeMap::new(),
             lease_parts: BTreeMap::new(),
             kinds: Kinds::default(),
+            happenings: Default::default(),
             leases: Leases::remembering(options.settled_max),
             sessions: Sessions::default(),
             waiters: Waiters::default(),

@@ -8,6 +8,7 @@
 use ganger_protocol::{
     ErrorCode, JobId, Timestamp, WireError,
     change::{ChangeReply, ChangeResult, ChangeTo, JobChange, JobDelete},
+    event::EventName,
     job::JobState,
     response::ReplyBody,
 };
@@ -90,6 +91,7 @@ impl Engine {
         self.withdraw(now, &record, facts);
         self.count_moved((record.queue, state), (queue, next));
         (record.queue, record.priority) = (queue, priority);
+        self.tell(now, EventName::Changed, &*record, (Some(next), run_at));
         match (next, run_at) {
             (JobState::Scheduled, Some(at)) => self.put_scheduled(record, at),
             (JobState::Ready, _) => {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use ganger_protocol::{DurationMs, job::JobState, request::AckItem};
+use ganger_protocol::{DurationMs, event::EventName, job::JobState, request::AckItem};
 
 use crate::{
     Engine,
@@ -114,6 +114,7 @@ impl Engine {
         if record.state == JobState::Dead {
             return self.delete_dead(now, record, facts);
         }
+        self.tell(now, EventName::Deleted, record, (None, None));
         self.unclose(record);
         let queue = self.queues.find_mut(record.queue);
         if let Some(count) = queue.and_then(|queue| queue.retained_mut(record.state)) {

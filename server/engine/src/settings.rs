@@ -3,6 +3,7 @@
 
 use ganger_protocol::{
     ErrorCode, JobId, Timestamp, WireError,
+    event::EventName,
     queue::{OneQueue, QueuePause, QueueReply, QueueSet, QueueSettings},
     request::QueueNames,
     response::{Done, QueueView, ReplyBody},
@@ -76,7 +77,7 @@ impl Engine {
         let queues = pause.queues.iter();
         let numbers: Result<Vec<_>, _> = queues.map(|it| self.queue_named(origin, it)).collect();
         for number in numbers? {
-            self.set_paused(number, true, end);
+            self.set_paused(now, number, true, end);
         }
         Ok(ReplyBody::Done(Done {}))
     }
@@ -91,13 +92,13 @@ impl Engine {
         let queues = names.queues.iter();
         let numbers: Result<Vec<_>, _> = queues.map(|it| self.queue_named(origin, it)).collect();
         for number in numbers? {
-            self.set_paused(number, false, None);
+            self.set_paused(now, number, false, None);
             self.offer(now, number, outcome);
         }
         Ok(ReplyBody::Done(Done {}))
     }
 
-    fn set_paused(&mut self, number: QueueNumber, paused: bool, end: Option<Timestamp>) {
+    fn set_paused(&mut self, now: Now, number: QueueNumber, paused: bool, end: Option<Timestamp>) {
         let Some(queue) = self.queues.find_mut(number) else {
             return;
         };
@@ -108,6 +109,11 @@ impl Engine {
         }
         (record.paused, record.paused_until) = (paused, end);
         self.group.queues.insert(number);
+        let event = match paused {
+            true => EventName::QueuePaused,
+            false => EventName::QueueResumed,
+        };
+        self.tell_queue(now.wall, event, number, None);
         if before.1 == end {
             return;
         }
@@ -120,13 +126,13 @@ impl Engine {
     }
 
     /// The timer of a pause is due; the queue that gives leases again by it.
-    pub(crate) fn end_pause(&mut self, timer: &Timer) -> Option<QueueNumber> {
+    pub(crate) fn end_pause(&mut self, now: Now, timer: &Timer) -> Option<QueueNumber> {
         let number = queue_of_timer(timer);
         let queue = self.queues.find(number)?;
         if queue.record.paused_until != Some(timer.at) {
             return None;
         }
-        self.set_paused(number, false, None);
+        self.set_paused(now, number, false, None);
         Some(number)
     }
 

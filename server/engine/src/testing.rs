@@ -3,6 +3,8 @@
 //!
 //! The store keeps blobs in parts, so that a part which nobody deletes is found at the end.
 
+mod follow;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -26,11 +28,13 @@ use ganger_protocol::{
     workflow::NodeState,
 };
 
+use self::follow::Follower;
 use crate::{
     Engine, HeadBudget, Options,
     change::{Change, Group},
     command::{
-        Caller, Command, ConnectionId, Mono, Now, Origin, Outcome, Producer, Reply, SessionOpened,
+        Caller, Command, ConnectionId, Happened, Mono, Now, Origin, Outcome, Producer, Reply,
+        SessionOpened,
     },
     facts::{
         Fact, Facts, HeadEntry, HeadRow, Heads, Need, NodeRow, Recovered, RecoveredLease, Remain,
@@ -627,6 +631,12 @@ pub(crate) struct World {
     pub(crate) notices: Vec<(ConnectionId, Notice)>,
     /// Batches that were closed by their deadline.
     pub(crate) lapsed: Vec<BatchId>,
+    /// What was told to those who follow.
+    pub(crate) events: Vec<Happened>,
+    /// Whoever has followed from the beginning.
+    follower: Option<Follower>,
+    /// What that knew when each group was sealed.
+    followers: BTreeMap<GroupNumber, Follower>,
 }
 
 /// Wall time at which every world begins.
@@ -657,6 +667,9 @@ impl World {
             replies: Vec::new(),
             notices: Vec::new(),
             lapsed: Vec::new(),
+            events: Vec::new(),
+            follower: None,
+            followers: BTreeMap::new(),
         };
         world.commit();
         world
@@ -680,6 +693,7 @@ impl World {
             Command::Detach { .. } => "detach",
             Command::Durable(_) => "durable",
             Command::FileCrons(_) => "file crons",
+            Command::Watch(_) => "watch",
             Command::Tick => "tick",
         };
         let outcome = self.engine.apply(self.now, command, &facts);
@@ -725,6 +739,11 @@ impl World {
             self.replies.push(reply);
         }
         self.notices.extend(outcome.notices);
+        if let Some(follower) = &mut self.follower {
+            follower.hear(&outcome.events);
+            follower.check(&self.engine);
+        }
+        self.events.extend(outcome.events);
         self.lapsed.extend(outcome.lapsed.iter().map(|(_, id)| *id));
         outcome.session
     }
@@ -734,6 +753,10 @@ impl World {
         if let Some(group) = self.engine.seal(self.now) {
             self.store.apply(&group);
             self.groups.push(group);
+            if let Some(follower) = self.follower.as_ref().filter(|it| it.is_small()) {
+                let number = GroupNumber(self.groups.len() as u64);
+                self.followers.insert(number, follower.clone());
+            }
         }
         if let Err(broken) = self.engine.check_invariants() {
             panic!("{broken}\nafter a seal");
@@ -754,6 +777,8 @@ impl World {
     /// Stops after a group and opens again; what came behind it is lost.
     pub(crate) fn crash_after(&mut self, group: GroupNumber) {
         assert!(group >= self.durable, "what is durable stays");
+        self.follower = None;
+        self.followers.split_off(&GroupNumber(group.0 + 1));
         self.groups.truncate(usize::try_from(group.0).unwrap());
         self.store = Store::after(&self.groups);
         self.now.mono = Mono(1_000);
@@ -762,6 +787,22 @@ impl World {
         self.replies.clear();
         self.notices.clear();
         self.engine.check_invariants().unwrap();
+        if let Some(follower) = self.followers.get(&group) {
+            self.follower = Some(follower.clone());
+            self.watch(true);
+        }
+    }
+
+    /// Follows all events from now on, as a world has none yet; holds them against the counters after
+    /// each step.
+    pub(crate) fn follow(&mut self) {
+        self.follower = Some(Follower::default());
+        self.watch(true);
+    }
+
+    /// Somebody follows, or nobody any more.
+    pub(crate) fn watch(&mut self, is_watched: bool) {
+        self.step(Command::Watch(is_watched));
     }
 
     /// Stops in order and opens again.
@@ -854,7 +895,10 @@ impl World {
 
     fn apply_unchecked(&mut self, command: Command) {
         let facts = self.read(&command);
-        self.engine.apply(self.now, command, &facts);
+        let outcome = self.engine.apply(self.now, command, &facts);
+        if let Some(follower) = &mut self.follower {
+            follower.hear(&outcome.events);
+        }
     }
 
     pub(crate) fn ask(

@@ -3,6 +3,7 @@
 
 use ganger_protocol::{
     DurationMs, JobId, SessionId, WireError,
+    event::EventName,
     job::{JobError, JobState},
     limits::SESSION_TTL_DEFAULT,
     request::{LeaseRef, SessionHello},
@@ -218,6 +219,8 @@ impl Engine {
                 }
                 let queue = record.queue;
                 self.count(queue, Some(JobState::Scheduled), Some(JobState::Ready));
+                let stand = (Some(JobState::Ready), None);
+                self.tell(now, EventName::Ready, &*record, stand);
                 self.make_ready_at_tail(record);
                 Some(queue)
             }
@@ -250,7 +253,7 @@ impl Engine {
                 self.fire_batch(now, &timer, facts);
                 None
             }
-            TimerKind::PauseEnd => self.end_pause(&timer),
+            TimerKind::PauseEnd => self.end_pause(now, &timer),
             TimerKind::NodeDone | TimerKind::NodeEnded => {
                 self.fire_node(now, &timer, facts);
                 None

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ganger_protocol::{
     ErrorCode, JobId, JobSpec, Kind, NamespaceName, QueueName, Timestamp, WireError,
+    event::EventName,
     job::{JobState, OnConflict, Unique, UniqueOf, UniqueUntil},
     response::PushResult,
 };
@@ -269,17 +270,22 @@ impl Engine {
         let (queue, before) = (record.queue, record.state);
         if before == JobState::Blocked {
             record.run_at = Some(due).filter(|due| *due > now.wall);
+            self.tell(now, EventName::Changed, &*record, (Some(before), None));
             self.group.put_job(record);
             return true;
         }
         if due > now.wall {
             self.count(queue, Some(before), Some(JobState::Scheduled));
+            let stand = (Some(JobState::Scheduled), Some(due));
+            self.tell(now, EventName::Changed, &*record, stand);
             self.put_scheduled(record, due);
             return true;
         }
         if before != JobState::Ready {
             self.count(queue, Some(before), Some(JobState::Ready));
         }
+        let stand = (Some(JobState::Ready), None);
+        self.tell(now, EventName::Changed, &*record, stand);
         self.make_ready_at_tail(record);
         true
     }

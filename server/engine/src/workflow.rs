@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ganger_protocol::{
     BatchId, JobId, Timestamp,
+    event::EventName,
     job::JobState,
     workflow::{Condition, NodeState, OnDead},
 };
@@ -206,10 +207,14 @@ impl Engine {
         match record.run_at.filter(|at| *at > now.wall) {
             Some(at) => {
                 self.count(queue, Some(JobState::Blocked), Some(JobState::Scheduled));
+                let stand = (Some(JobState::Scheduled), Some(at));
+                self.tell(now, EventName::Scheduled, &*record, stand);
                 self.put_scheduled(record, at);
             }
             None => {
                 self.count(queue, Some(JobState::Blocked), Some(JobState::Ready));
+                let stand = (Some(JobState::Ready), None);
+                self.tell(now, EventName::Ready, &*record, stand);
                 self.make_ready_at_tail(record);
                 // It is offered to whoever waits by this tick, or the next one, due at once.
                 self.unserved.insert(queue);

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ganger_engine::{
     Engine, Options,
-    command::{Command, ConnectionId, Now, Origin, Outcome, Reply, SessionOpened},
+    command::{Command, ConnectionId, Happened, Now, Origin, Outcome, Reply, SessionOpened},
     facts::{Facts, Need, Recovered},
     records::GroupNumber,
 };
@@ -33,6 +33,8 @@ pub struct Released {
     pub replies: Vec<Reply>,
     /// Notices, which wait for nothing.
     pub notices: Vec<(ConnectionId, Notice)>,
+    /// What has happened, its groups durable, in the order in which it did.
+    pub events: Vec<Happened>,
     /// The answer to a [`Command::Bulk`].
     pub answer: Option<Result<ReplyBody, WireError>>,
     /// The session that the command opened.
@@ -53,6 +55,8 @@ pub struct Core {
     durable: GroupNumber,
     /// Replies that wait for a group.
     waiting: BTreeMap<GroupNumber, Vec<Reply>>,
+    /// Events that wait for a group.
+    untold: BTreeMap<GroupNumber, Vec<Happened>>,
     /// Bytes of the sealed groups that are not durable yet, about.
     undurable: BTreeMap<GroupNumber, usize>,
     undurable_bytes: usize,
@@ -71,6 +75,7 @@ impl Core {
             syncing: group,
             durable: group,
             waiting: BTreeMap::new(),
+            untold: BTreeMap::new(),
             undurable: BTreeMap::new(),
             undurable_bytes: 0,
         }
@@ -158,11 +163,17 @@ impl Core {
             let answered = self.release(outcome);
             released.replies.extend(answered.replies);
             released.notices.extend(answered.notices);
+            released.events.extend(answered.events);
         }
         while let Some(entry) = self.waiting.first_entry()
             && *entry.key() <= durable
         {
             released.replies.extend(entry.remove());
+        }
+        while let Some(entry) = self.untold.first_entry()
+            && *entry.key() <= durable
+        {
+            released.events.extend(entry.remove());
         }
         released
     }
@@ -176,6 +187,14 @@ impl Core {
         })
     }
 
+    /// Nobody follows any more what happens.
+    pub fn unwatch(&mut self) {
+        let command = Command::Watch(false);
+        self.engine
+            .apply(Now::default(), command, &Facts::default());
+        self.untold.clear();
+    }
+
     fn release(&mut self, outcome: Outcome) -> Released {
         let Outcome {
             replies,
@@ -183,6 +202,7 @@ impl Core {
             session,
             answer,
             lapsed,
+            events,
         } = outcome;
         for (namespace, batch) in lapsed {
             tracing::warn!(%namespace, %batch, "nobody committed the batch within 24 h; it is closed");
@@ -190,9 +210,19 @@ impl Core {
         let mut released = Released {
             replies: Vec::new(),
             notices,
+            events: Vec::new(),
             answer,
             session,
         };
+        match self.replies_wait {
+            // Everything that happens is in the group that is open.
+            true if !events.is_empty() => {
+                let group = self.engine.open_group();
+                self.untold.entry(group).or_default().extend(events);
+            }
+            true => {}
+            false => released.events = events,
+        }
         for reply in replies {
             if reply.after <= self.durable || !self.replies_wait {
                 released.replies.push(reply);

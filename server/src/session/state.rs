@@ -107,6 +107,8 @@ impl State {
             | Operation::TaskGet(_)
             | Operation::TaskList(_)
             | Operation::TaskCancel(_)
+            | Operation::Subscribe(_)
+            | Operation::Unsubscribe(_)
             | Operation::Stats(_)
             | Operation::Backup(_) => Ok(()),
         }
@@ -180,6 +182,8 @@ pub fn check_draining(operation: &Operation) -> Result<(), WireError> {
         | Operation::TaskGet(_)
         | Operation::TaskList(_)
         | Operation::TaskCancel(_)
+        | Operation::Subscribe(_)
+        | Operation::Unsubscribe(_)
         | Operation::Stats(_)
         | Operation::Backup(_) => false,
     };
@@ -198,6 +202,7 @@ mod tests {
         BatchId, DurationMs, JobId, JobSpec, LeaseId,
         change::{ChangeTo, JobChange, JobDelete},
         cron::CronSet,
+        event::{SubscriptionId, Unsubscribe},
         ids::TaskId,
         limit::{LimitList, OneLimit},
         list::{JobFilter, JobList},
@@ -319,6 +324,10 @@ mod tests {
             Operation::TaskGet(OneTask { task: TaskId(1) }),
             Operation::TaskList(TaskList {}),
             Operation::TaskCancel(OneTask { task: TaskId(1) }),
+            Operation::Subscribe(Box::default()),
+            Operation::Unsubscribe(Unsubscribe {
+                subscription: SubscriptionId(1),
+            }),
             Operation::Stats(Stats {}),
             Operation::Backup(Backup { offset: 0 }),
         ]
@@ -392,6 +401,8 @@ mod tests {
             "task_get",
             "task_list",
             "task_cancel",
+            "subscribe",
+            "unsubscribe",
             "stats",
             "backup",
         ];

@@ -10,6 +10,7 @@ use std::{
 use ganger_protocol::{
     BatchId, DurationMs, ErrorCode, JobSpec, WireError,
     batch::{BatchCounters, BatchEvent, BatchOpen, BatchState, BatchView, CallbackView},
+    event::EventName,
     limits,
     request::{BatchList, BatchName, LeaseRef, Push},
     response::{BatchesReply, PushResult, ReplyBody},
@@ -193,6 +194,7 @@ impl Engine {
         self.set_batch_deadline(id, None, record.deadline());
         self.group.touch_batch(&record);
         self.batches.live.insert(id, record);
+        self.tell_batch(now, EventName::BatchOpened, id);
         if let Some(parent) = open.parent {
             self.make_move(now, (parent, None, Standing::Untried), facts);
         }

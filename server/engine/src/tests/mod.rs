@@ -4,6 +4,7 @@ mod batches;
 mod cancel;
 mod cron;
 mod dead;
+mod events;
 mod expiry;
 mod fetching;
 mod leases;
@@ -26,8 +27,12 @@ use crate::testing::World;
 
 /// Checks the same in one group, over groups, and over restarts; at the end nothing is left.
 fn everywhere(check: impl Fn(&mut World, fn(&mut World))) {
-    for pause in [|_: &mut World| {}, World::commit, World::reopen] {
+    let pauses = [|_: &mut World| {}, World::commit, World::reopen];
+    for (pause, is_followed) in pauses.into_iter().zip([true, false, true]) {
         let mut world = World::new();
+        if is_followed {
+            world.follow();
+        }
         check(&mut world, pause);
         world.commit();
         for session in world.sessions() {

@@ -45,6 +45,7 @@ proptest! {
     #[test]
     fn counters_are_what_became_of_the_members(acts in prop::collection::vec(act(), 1..80)) {
         let mut world = World::new();
+        world.follow();
         let mut batches: Vec<BatchId> = Vec::new();
         let mut dead: Vec<JobId> = Vec::new();
         let mut worker = world.worker();

@@ -81,6 +81,7 @@ fn rate() -> Rate {
 impl Test {
     fn new(is_tiny: bool) -> Self {
         let mut world = World::with(if is_tiny { tiny() } else { small() });
+        world.follow();
         let worker = world.worker();
         let mut test = Self {
             world,

@@ -142,6 +142,7 @@ proptest! {
     #[test]
     fn jobs_are_where_they_were_put_last(acts in prop::collection::vec(act(), 1..70)) {
         let mut world = World::with(tiny());
+        world.follow();
         let mut model = Model::default();
         for queue in QUEUES {
             world.ask(None, Operation::QueueCreate(one(queue))).unwrap();

@@ -128,6 +128,7 @@ proptest! {
     #[test]
     fn each_job_stands_where_the_model_says(acts in prop::collection::vec(act(), 1..60)) {
         let mut world = World::new();
+        world.follow();
         let mut model = Model::default();
         let mut worker = world.worker();
         let first = world.push(job("work"));
