@@ -10,6 +10,7 @@ pub mod bulk;
 pub mod core;
 mod cursor;
 pub mod outbox;
+mod ring;
 pub mod scan;
 mod shards;
 mod threads;
@@ -30,18 +31,20 @@ use ganger_engine::{
     records::Closed,
 };
 use ganger_protocol::{
-    DurationMs, JobId, WireError,
+    DurationMs, JobId, NamespaceName, WireError,
+    event::Subscribe,
     job::JobState,
     request::DeadList,
     response::{JobsReply, ReplyBody},
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::bulk::Bulk;
 pub use self::{
     core::{Core, Released},
     outbox::Outbox,
+    ring::{Follower, RING_BYTES_MAX, RING_EVENTS_MAX, Ring, Told},
     shards::{Shards, SharedNamespace},
 };
 use crate::{
@@ -77,6 +80,8 @@ pub struct Shard {
     /// The checkpoint thread, and whether it sleeps because there is nothing to carry.
     checkpointer: OnceLock<Thread>,
     checkpoint_rests: AtomicBool,
+    /// What has happened of late, while somebody follows.
+    ring: Arc<Ring>,
     scans: Arc<Semaphore>,
     bulk: Mutex<Bulk>,
     clock: Clock,
@@ -93,6 +98,7 @@ pub struct Shard {
 #[derive(Debug)]
 struct Inner {
     core: Core,
+    ring: Arc<Ring>,
     outboxes: HashMap<ConnectionId, Arc<Outbox>, RandomState>,
     /// What the first sync thread sleeps for.
     sync_sleeps: Sleep,
@@ -149,15 +155,19 @@ impl Default for Pace {
 struct Delivery {
     replies: Vec<(Arc<Outbox>, Reply)>,
     notices: Vec<(Arc<Outbox>, ganger_protocol::response::Notice)>,
+    /// The ring, when there are events for those who follow.
+    news: Option<Arc<Ring>>,
 }
 
 impl Shard {
     /// A shard over an open core. Its threads are started by [`Shard::start`].
     pub fn new(core: Core, clock: Clock, fatal: CancellationToken, pace: &Pace) -> Self {
         let store = Arc::clone(core.store());
+        let ring = Ring::new();
         Self {
             inner: Mutex::new(Inner {
                 core,
+                ring: Arc::clone(&ring),
                 outboxes: HashMap::default(),
                 sync_sleeps: Sleep::Not,
                 second_sleeps: false,
@@ -172,6 +182,7 @@ impl Shard {
             reader: OnceLock::new(),
             checkpointer: OnceLock::new(),
             checkpoint_rests: AtomicBool::new(false),
+            ring,
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             bulk: Mutex::default(),
             clock,
@@ -225,6 +236,27 @@ impl Shard {
         }
         self.leave(inner, now, delivery);
         session
+    }
+
+    /// Follows what happens in a namespace: what comes next, or from a place on.
+    ///
+    /// # Errors
+    /// As [`Ring::follow`].
+    pub fn follow(
+        &self,
+        namespace: NamespaceName,
+        subscribe: Subscribe,
+    ) -> Result<Follower, WireError> {
+        let Subscribe { filter, from } = subscribe;
+        let now = self.clock.now().wall;
+        let follower = self.ring.follow(now, namespace, filter, from)?;
+        self.submit([Command::Watch(true)]);
+        Ok(follower)
+    }
+
+    /// Changes whenever something has happened, while somebody follows.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.ring.news()
     }
 
     /// After changes: lets the lock go, wakes whom they concern, and sends what may leave. Whoever
@@ -413,7 +445,7 @@ impl Inner {
             && self.core.syncing_replies() <= LONELY_REPLIES_MAX
     }
 
-    fn route(&self, released: Released, delivery: &mut Delivery) {
+    fn route(&mut self, released: Released, delivery: &mut Delivery) {
         for reply in released.replies {
             if let Some(outbox) = self.outboxes.get(&reply.caller.connection) {
                 delivery.replies.push((Arc::clone(outbox), reply));
@@ -423,6 +455,13 @@ impl Inner {
             if let Some(outbox) = self.outboxes.get(&connection) {
                 delivery.notices.push((Arc::clone(outbox), notice));
             }
+        }
+        if !released.events.is_empty() {
+            // Under the lock, so that groups are recorded in their order.
+            if !self.ring.record(released.events) {
+                self.core.unwatch();
+            }
+            delivery.news = Some(Arc::clone(&self.ring));
         }
     }
 }
@@ -451,6 +490,9 @@ impl Delivery {
         touched.dedup_by_key(|outbox| outbox.connection());
         for outbox in touched {
             outbox.flush(now);
+        }
+        if let Some(ring) = self.news {
+            ring.wake();
         }
     }
 }

@@ -64,6 +64,11 @@ impl Outbox {
             .len()
     }
 
+    /// Whether the socket took no more, and [`Outbox::drain`] is to go on.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Acquire)
+    }
+
     /// Since when the socket has taken nothing; `None`: it takes.
     pub fn blocked_since(&self) -> Option<Mono> {
         match self.blocked_since.load(Ordering::Acquire) {

@@ -7,6 +7,7 @@
 
 pub mod handshake;
 pub mod state;
+mod subscriptions;
 
 use std::{
     net::SocketAddr,
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     handshake::{Accepted, Nonce, Terms},
     state::{Open, State},
+    subscriptions::Subscriptions,
 };
 use crate::{
     auth::{self, Identity, Tokens},
@@ -70,6 +72,8 @@ pub struct Presence {
     begun_at: AtomicU64,
     is_open: AtomicBool,
     has_session: AtomicBool,
+    /// Whether it follows events: then it waits for them, however long.
+    has_subscription: AtomicBool,
     /// Whom `hello` was accepted from.
     identity: OnceLock<Identity>,
 }
@@ -98,6 +102,7 @@ impl Presence {
             begun_at: AtomicU64::new(0),
             is_open: AtomicBool::new(false),
             has_session: AtomicBool::new(false),
+            has_subscription: AtomicBool::new(false),
             identity: OnceLock::new(),
         }
     }
@@ -138,7 +143,9 @@ impl Presence {
             return Some("a frame is not completed");
         }
         let seen = Mono(self.seen_at.load(Ordering::Acquire));
-        let is_idle = !self.has_session.load(Ordering::Acquire) && self.outbox.unanswered() == 0;
+        let is_idle = !self.has_session.load(Ordering::Acquire)
+            && !self.has_subscription.load(Ordering::Acquire)
+            && self.outbox.unanswered() == 0;
         (is_idle && passed(seen, patience.idle)).then_some("it is idle")
     }
 }
@@ -166,6 +173,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, id:
         stage: Stage::Greeted,
         held_bytes: 0,
         backup: None,
+        subscriptions: Subscriptions::default(),
     };
     session.run(reader).await;
     session.end();
@@ -183,6 +191,8 @@ struct Session {
     held_bytes: usize,
     /// The backup that this connection reads.
     backup: Option<BackupStream>,
+    /// The events that this connection follows.
+    subscriptions: Subscriptions,
 }
 
 #[derive(Debug)]
@@ -230,13 +240,20 @@ impl Session {
             self.wait_for_room().await;
             buffer.reserve(room_bytes);
             // Cancel-safe: `read_buf` takes nothing unless it completes, `drain` keeps what it has
-            // not sent in the outbox.
+            // not sent in the outbox, and events stay in their ring until they are read. While the
+            // socket takes no more they are not: `drain` ends when it does again.
+            let takes_more = !presence.outbox.is_blocked();
             let read = tokio::select! {
                 () = presence.close.cancelled() => return,
                 sent = presence.outbox.drain(|| clock.now().mono) => match sent {
                     Ok(()) => continue,
                     Err(_gone) => return,
                 },
+                () = self.subscriptions.have_news(), if takes_more => {
+                    self.subscriptions.tell(&presence.outbox);
+                    self.flush();
+                    continue;
+                }
                 read = reader.read_buf(&mut buffer) => read,
             };
             match read {
@@ -446,6 +463,16 @@ impl Session {
         };
         let origin = opened.origin(caller, &self.shared);
         match operation {
+            operation @ (Operation::Subscribe(_) | Operation::Unsubscribe(_)) => {
+                let (shard, namespace) = (Arc::clone(&opened.shard), origin.namespace);
+                // What came before it on this connection has happened before.
+                self.submit(commands);
+                let result = self.subscriptions.serve(&shard, namespace, operation);
+                let has_any = !self.subscriptions.is_empty();
+                let presence = &self.presence;
+                presence.has_subscription.store(has_any, Ordering::Release);
+                self.answer(id, result);
+            }
             Operation::DeadList(list) => {
                 let shard = Arc::clone(&opened.shard);
                 self.submit(commands);
