@@ -13,6 +13,7 @@ mod cron;
 mod demo;
 mod directories;
 mod durability;
+mod events;
 mod expiry;
 mod fairness;
 mod lifecycle;

@@ -72,6 +72,8 @@ struct Shared {
     /// One permit for each request without an answer.
     room: Arc<Semaphore>,
     request_timeout: Duration,
+    /// For connections beside the one of the task.
+    options: ClientOptions,
     /// Cancelled when the task has ended.
     ended: CancellationToken,
 }
@@ -145,6 +147,7 @@ impl Client {
             commands,
             room: Arc::new(Semaphore::new(options.in_flight_max)),
             request_timeout: options.request_timeout,
+            options: options.clone(),
             ended: ended.clone(),
         };
         let connection = Connection::new(options, receiver, events);
@@ -709,6 +712,11 @@ impl Client {
             answer,
             unclaimed: grants.then(|| self.clone()),
         })
+    }
+
+    /// How it connects.
+    pub(crate) fn options(&self) -> &ClientOptions {
+        &self.shared.options
     }
 
     fn send(&self, command: Command) -> Result<(), Error> {

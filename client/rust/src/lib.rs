@@ -50,7 +50,7 @@
 //! `client` is the handle, `connection` the task that owns the socket, `handshake` how a connection
 //! begins, `in_flight` what is sent, sent again, and given up. `job` builds what is pushed, `cron` what
 //! is pushed over and over, `batch` what is counted together, `workflow` jobs that wait for each
-//! other, `progress` what comes out of a job, `failure` is how an attempt goes wrong, `worker` runs
+//! other, `progress` what comes out of a job, `events` what happens to all of them, `failure` is how an attempt goes wrong, `worker` runs
 //! jobs. The types of the wire are re-exported as
 //! [`protocol`].
 
@@ -59,6 +59,7 @@ mod client;
 mod connection;
 mod cron;
 mod error;
+mod events;
 mod failure;
 mod handshake;
 mod in_flight;
@@ -80,6 +81,7 @@ pub use crate::{
     client::{Client, Notices},
     cron::Cron,
     error::{ConnectError, Error, JobError, Unknown},
+    events::{Followed, Subscription},
     failure::Failure,
     job::{CONTENT_TYPE_JSON, Job},
     options::{ClientOptions, UrlError},

@@ -18,6 +18,7 @@ mod dead;
 mod demo;
 mod doctor;
 mod error;
+mod events;
 mod export;
 mod filter;
 mod health;
@@ -96,6 +97,8 @@ enum Command {
     /// Look at, set and delete limits: how many jobs of a queue or key run, and how fast they begin
     #[command(subcommand)]
     Limits(limits::LimitsCommand),
+    /// Follow what happens to jobs, batches and queues
+    Events(events::EventsArgs),
     /// Show totals of the namespace and the server
     Stats(stats::StatsArgs),
     /// Write a backup of a running server, or of a closed data directory
@@ -161,6 +164,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Cron(command) => block_on(cron::run(command)),
         Command::Batches(command) => block_on(batches::run(command)),
         Command::Limits(command) => block_on(limits::run(command)),
+        Command::Events(args) => block_on(events::run(args)),
         Command::Stats(args) => block_on(stats::run(args)),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => restore::run(&args),
