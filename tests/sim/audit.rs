@@ -67,7 +67,8 @@ impl World {
         }
         self.audit_crons()?;
         self.audit_batches()?;
-        self.audit_outcomes()
+        self.audit_outcomes()?;
+        self.audit_limits()
     }
 
     /// What the server shows of a job; the outer `None` when it failed meanwhile.
@@ -244,6 +245,7 @@ impl World {
         self.drain_crons()?;
         self.drain_batches()?;
         self.drain_outcomes()?;
+        self.drain_limits()?;
         for nth in 0..self.clients.producers.len() {
             self.connect_producer(nth);
             self.send_again(nth)?;

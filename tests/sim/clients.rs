@@ -9,6 +9,7 @@ use crate::{
     batches::AskedBatch,
     crons::AskedCron,
     history::{Answered, Checked, Presence},
+    limits::AskedLimit,
     outcomes::AskedOutcome,
     plan::Plan,
     world::World,
@@ -57,6 +58,7 @@ pub enum Asked {
     Cron(AskedCron),
     Batch(AskedBatch),
     Outcome(AskedOutcome),
+    Limit(AskedLimit),
     Anything,
     /// Kept for whoever asked.
     Audit,

@@ -14,6 +14,7 @@ mod clients;
 mod clock;
 mod crons;
 mod history;
+mod limits;
 mod outcomes;
 mod plan;
 mod producers;

@@ -44,6 +44,7 @@ pub struct Plan {
     pub cron_weight: u32,
     pub batch_weight: u32,
     pub outcome_weight: u32,
+    pub limit_weight: u32,
 }
 
 const NAMES: [&str; 4] = ["mail", "mail.eu", "sms", "default"];
@@ -96,6 +97,7 @@ impl Plan {
             cron_weight: [0, 4, 12][rng.usize(..3)],
             batch_weight: [0, 6, 20][rng.usize(..3)],
             outcome_weight: [0, 8, 25][rng.usize(..3)],
+            limit_weight: [0, 10, 40][rng.usize(..3)],
         }
     }
 }

@@ -126,6 +126,7 @@ impl World {
         self.crons.server_ended();
         self.batches.server_ended();
         self.outcomes.server_ended();
+        self.limits.server_ended(self.clock.elapsed());
         self.clock.advance(self.rng.u64(..3_000));
         let group = self.start()?;
         if let Some(group) = group
@@ -182,6 +183,8 @@ impl World {
         }
         self.history.durable = group;
         self.history.restarted(group)?;
+        let elapsed = self.clock.elapsed();
+        self.limits.restarted(group, elapsed, self.plan.has_jumps)?;
         let options = Options {
             heads: HeadBudget {
                 heads_max: self.plan.heads_max,

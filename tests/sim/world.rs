@@ -26,6 +26,7 @@ use crate::{
     clock::Clock,
     crons::Crons,
     history::{Checked, History},
+    limits::Limits,
     outcomes::Outcomes,
     plan::Plan,
     trace::Trace,
@@ -46,6 +47,7 @@ pub struct World {
     pub crons: Crons,
     pub batches: Batches,
     pub outcomes: Outcomes,
+    pub limits: Limits,
     pub workflows: Workflows,
     pub disk: MemoryDisk,
     pub store_options: StoreOptions,
@@ -136,6 +138,7 @@ impl World {
             crons: Crons::default(),
             batches: Batches::default(),
             outcomes: Outcomes::default(),
+            limits: Limits::default(),
             workflows: Workflows::default(),
             rng,
             plan,
@@ -182,6 +185,7 @@ impl World {
             plan.cron_weight,
             plan.batch_weight,
             plan.outcome_weight,
+            plan.limit_weight,
         ];
         let mut drawn = self.rng.u32(..weights.iter().sum::<u32>());
         let mut nth = 0;
@@ -200,7 +204,8 @@ impl World {
             7 => self.step_trouble()?,
             8 => self.step_cron()?,
             9 => self.step_batch()?,
-            _ => self.step_outcome()?,
+            10 => self.step_outcome()?,
+            _ => self.step_limit()?,
         }
         self.check()
     }
@@ -610,6 +615,9 @@ impl World {
         if self.outcomes.is_own(to) {
             self.outcomes.heard(&notice);
             return Ok(());
+        }
+        if self.limits.is_own(to) {
+            return self.limits.heard(&notice, self.clock.elapsed());
         }
         let mono = self.clock.now().mono.0;
         if let Notice::Lost { leases } = notice {
