@@ -24,7 +24,7 @@ use ganger_protocol::{
 use crate::{
     clients::Asked,
     history::Checked,
-    world::{From, World},
+    world::{From, Server, World},
 };
 
 /// Jobs of a run at most.
@@ -52,7 +52,8 @@ pub enum AskedOutcome {
     Cancel(usize, u64, bool),
     /// Whether its end had been told, and until when by the monotonic clock it may wait.
     Wait(usize, bool, u64),
-    Get(usize),
+    /// When by the wall clock, where all that was due then was done.
+    Get(usize, Option<u64>),
     Heartbeat(Vec<LeaseRef>),
     Set,
 }
@@ -164,6 +165,7 @@ impl World {
             5..8 => self.cancel_outcome(),
             8..12 => self.wait_for_outcome(),
             12 | 13 => self.look_at_outcome(),
+            15 => self.look_at_waits(),
             14 if self.rng.u32(..4) == 0 => {
                 self.trace
                     .note(self.elapsed(), "the worker of outcomes dies", &[]);
@@ -295,7 +297,43 @@ impl World {
             return Ok(());
         };
         let get = Operation::JobGet(JobGet { job });
-        self.ask_outcome(get, AskedOutcome::Get(token))
+        let settled_at = self.settled_at();
+        self.ask_outcome(get, AskedOutcome::Get(token, settled_at))
+    }
+
+    /// The time by the wall clock, where the server has nothing to do.
+    fn settled_at(&self) -> Option<u64> {
+        let wall = self.clock.now().wall.0;
+        self.is_idle().then_some(wall)
+    }
+
+    /// Nobody waits for a job that is over, when the server has nothing to do and nothing to write.
+    fn look_at_waits(&mut self) -> Checked {
+        let is_dirty = |server: &Server| server.core.is_dirty();
+        if !self.is_idle() || self.server.as_ref().is_none_or(is_dirty) {
+            return Ok(());
+        }
+        let waits = self.pending.values().filter(|it| !it.is_detached);
+        let waits = waits.filter_map(|pending| match pending.asked {
+            Asked::Outcome(AskedOutcome::Wait(token, ..)) => Some(token),
+            _ => None,
+        });
+        for token in waits.collect::<Vec<_>>() {
+            let Some(job) = self.outcomes.all[token].id else {
+                continue;
+            };
+            let from = self.outcomes_from();
+            self.request(&from, Operation::JobGet(JobGet { job }), Asked::Audit)?;
+            let is_over = match self.clients.audited.take() {
+                None => return Ok(()),
+                Some(Ok(ReplyBody::Job(view))) => view.state.is_terminal(),
+                Some(answer) => answer.is_err(),
+            };
+            if is_over {
+                return Err(format!("outcome {token} is over, and somebody waits"));
+            }
+        }
+        Ok(())
     }
 
     /// The worker opens its session, answers for what it has, or fetches.
@@ -506,10 +544,10 @@ impl World {
             (AskedOutcome::Wait(token, was_over, until), answer) => {
                 self.outcome_waited(token, was_over, until, answer)
             }
-            (AskedOutcome::Get(token), Ok(ReplyBody::Job(view))) => {
-                self.outcome_seen(token, Some(&view))
+            (AskedOutcome::Get(token, settled_at), Ok(ReplyBody::Job(view))) => {
+                self.outcome_seen(token, Some((&view, settled_at)))
             }
-            (AskedOutcome::Get(token), Err(error)) if error.code == ErrorCode::NotFound => {
+            (AskedOutcome::Get(token, _), Err(error)) if error.code == ErrorCode::NotFound => {
                 self.outcome_seen(token, None)
             }
             (AskedOutcome::Heartbeat(flagged), Ok(ReplyBody::Heartbeat(reply))) => {
@@ -674,10 +712,10 @@ impl World {
         self.outcome_over(token, reply.state, None)
     }
 
-    /// What `job_get` finds of a job, which may be nothing.
-    fn outcome_seen(&mut self, token: usize, view: Option<&JobView>) -> Checked {
+    /// What `job_get` finds of a job, which may be nothing; and when, if all that was due then was done.
+    fn outcome_seen(&mut self, token: usize, seen: Option<(&JobView, Option<u64>)>) -> Checked {
         let known = self.outcomes.all[token].clone();
-        let Some(view) = view else {
+        let Some((view, settled_at)) = seen else {
             let kept = match (known.over, known.ended_at) {
                 (Some((JobState::Dead, _)), _) => true,
                 (Some((state, _)), Some(at)) => {
@@ -701,6 +739,14 @@ impl World {
             Some((state, _)) if state != JobState::Dead && known.retention(state) == 0 => {
                 return Err(format!("outcome {token} is kept for nothing: {known:?}"));
             }
+            Some((state, _)) if state != JobState::Dead => {
+                let until = known.ended_at.map(|at| at + known.retention(state));
+                let is_late = settled_at.zip(until).is_some_and(|(at, until)| at > until);
+                // Where the clock does not step, all of them are of one time.
+                if is_late && !self.plan.has_jumps {
+                    return Err(format!("outcome {token} is kept for too long: {known:?}"));
+                }
+            }
             Some(_) | None => {}
         }
         let expected = (view.state == JobState::Done).then(|| result(token));
@@ -721,10 +767,13 @@ impl World {
         };
         for (token, job) in known {
             let from = self.outcomes_from();
+            let settled_at = self.settled_at();
             self.request(&from, Operation::JobGet(JobGet { job }), Asked::Audit)?;
             match self.clients.audited.take() {
                 None => return Ok(()),
-                Some(Ok(ReplyBody::Job(view))) => self.outcome_seen(token, Some(&view))?,
+                Some(Ok(ReplyBody::Job(view))) => {
+                    self.outcome_seen(token, Some((&view, settled_at)))?;
+                }
                 Some(Err(error)) if error.code == ErrorCode::NotFound => {
                     self.outcome_seen(token, None)?;
                 }
