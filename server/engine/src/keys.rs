@@ -294,7 +294,10 @@ impl Keys {
         let is_used = state.running > 0
             || state.lanes > 0
             || matches!(state.hold, Hold::By(_))
-            || state.rate_used.is_some_and(|used| used > nanos(now));
+            || state.rate_used.is_some_and(|used| {
+                // What is forgiven is not looked at again.
+                used > nanos(now) && self.debts.contains(&(used, lane))
+            });
         if is_used {
             return;
         }

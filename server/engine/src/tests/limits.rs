@@ -13,7 +13,7 @@ use ganger_protocol::{
     response::ReplyBody,
 };
 
-use crate::testing::{World, fetch_of, ids, job, numbered};
+use crate::testing::{World, fetch_of, ids, job, numbered, tiny};
 
 impl World {
     /// Sets a limit of the target `queue/…` or `key/…`.
@@ -367,6 +367,37 @@ fn everything_is_forgotten_when_the_jobs_of_keys_are_over() {
     world.commit();
     world.engine.check_drained().unwrap();
     world.store.check_empty();
+}
+
+#[test]
+fn a_key_whose_rate_is_forgiven_is_forgotten_with_its_last_lane() {
+    let mut world = World::with(tiny());
+    let worker = world.worker();
+    let rate = Rate {
+        n: 1,
+        per_ms: DurationMs::from_secs(5),
+        burst: None,
+    };
+    world.limit("key/*", |set| set.rate = Some(rate));
+    let pushed = world.push_all(many("a", 0..4));
+    let job = world.fetch(worker, "work", 10).remove(0);
+    assert!(world.fetched(worker, 10).is_empty());
+    world.commit();
+    world.ack(worker, &job);
+    let cancel = ganger_protocol::request::JobCancel::new(pushed[1..].to_vec());
+    world.ask(None, Operation::JobCancel(cancel)).unwrap();
+    world.commit();
+    world.live(DurationMs::from_secs(6));
+    // The grant of another key forgives what this one has used.
+    world.push_all(many("b", 0..1));
+    let job = world.fetch(worker, "work", 10).remove(0);
+    world.ack(worker, &job);
+    world.live(DurationMs::from_secs(6));
+    world.push_all(many("c", 0..1));
+    let job = world.fetch(worker, "work", 10).remove(0);
+    world.ack(worker, &job);
+    assert!(world.fetched(worker, 10).is_empty());
+    world.engine.check_invariants().unwrap();
 }
 
 #[test]
