@@ -28,8 +28,11 @@ impl Engine {
             Some(Fact::Job(Some(StoredJob::Record(record)))) => record.place,
             Some(_) | None => None,
         };
+        // One that is known by its heads alone may be forgotten with them before this job is reached.
+        let is_kept = |run: &crate::RunState| run.left.count() > 0;
         let is_unknown = |place: &Place| {
-            !self.runs.contains_key(&place.run) && !self.group.runs.contains_key(&place.run)
+            !self.runs.get(&place.run).is_some_and(is_kept)
+                && !self.group.runs.contains_key(&place.run)
         };
         let run = place.filter(is_unknown).map(|place| Need::Run(place.run));
         [need].into_iter().chain(run).collect()

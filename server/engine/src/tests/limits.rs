@@ -370,6 +370,30 @@ fn everything_is_forgotten_when_the_jobs_of_keys_are_over() {
 }
 
 #[test]
+fn jobs_that_are_cancelled_together_all_leave_their_lane() {
+    let mut world = World::with(tiny());
+    let worker = world.worker();
+    world.limit("key/a", |set| set.max_running = Some(1));
+    let pushed = world.push_all(many("a", 0..6));
+    let job = world.fetch(worker, "work", 10).remove(0);
+    world.commit();
+    // The key stands at its limit still: its lane is read, and stays in memory.
+    world.limit("key/a", |set| {
+        set.max_running = Some(1);
+        set.weight = Some(2);
+    });
+    assert!(world.fetched(worker, 10).is_empty());
+    let cancel = ganger_protocol::request::JobCancel::new(pushed[1..].to_vec());
+    world.ask(None, Operation::JobCancel(cancel)).unwrap();
+    world.ack(worker, &job);
+    world.goodbye(worker);
+    world.unlimit("key/a").unwrap();
+    world.commit();
+    world.engine.check_drained().unwrap();
+    world.store.check_empty();
+}
+
+#[test]
 fn a_key_whose_rate_is_forgiven_is_forgotten_with_its_last_lane() {
     let mut world = World::with(tiny());
     let worker = world.worker();
