@@ -11,7 +11,7 @@ use ganger_engine::{
     records::GroupNumber,
 };
 use ganger_protocol::{
-    NamespaceName, SessionId,
+    DurationMs, NamespaceName, SessionId,
     request::{Operation, SessionHello},
     response::{Notice, ReplyBody},
 };
@@ -379,7 +379,10 @@ impl World {
         let Some(server) = &self.server else {
             return Ok(true);
         };
-        match server.store.checkpoint_slice() {
+        // What timers ask for within two seconds is read ahead, between any two slices.
+        let until = self.clock.now().wall.plus(DurationMs(2_000));
+        let ahead = server.store.read_ahead(None, until);
+        match ahead.and_then(|_| server.store.checkpoint_slice()) {
             Ok(progress) => {
                 self.history.durable = self.history.durable.max(server.store.durable().0);
                 let is_done = progress == CheckpointProgress::Done;

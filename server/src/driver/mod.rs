@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::Thread,
     time::Duration,
@@ -66,6 +66,9 @@ const SCANS_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Shard {
     inner: Mutex<Inner>,
+    /// Threads that wait for that lock, and how often one that waited has got it.
+    lock_waiters: AtomicUsize,
+    lock_waits: AtomicUsize,
     /// Wakes the first sync thread.
     dirty: Condvar,
     /// Wakes the second one.
@@ -174,6 +177,8 @@ impl Shard {
                 timer_at: None,
                 is_stopping: false,
             }),
+            lock_waiters: AtomicUsize::new(0),
+            lock_waits: AtomicUsize::new(0),
             dirty: Condvar::new(),
             needed: Condvar::new(),
             earlier: Notify::new(),
@@ -402,7 +407,26 @@ impl Shard {
 
     /// No code panics while it holds this lock but by a bug, after which the server stops anyway.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Ok(inner) = self.inner.try_lock() {
+            return inner;
+        }
+        self.lock_waiters.fetch_add(1, Ordering::SeqCst);
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock_waiters.fetch_sub(1, Ordering::SeqCst);
+        self.lock_waits.fetch_add(1, Ordering::SeqCst);
+        inner
+    }
+
+    /// Lets others go on: the tasks of this thread, and whoever waits for the lock. It is not a fair
+    /// one, and who takes it over and over may keep it from the others for seconds.
+    async fn give_way(&self) {
+        let waits = self.lock_waits.load(Ordering::SeqCst);
+        tokio::task::yield_now().await;
+        while self.lock_waiters.load(Ordering::SeqCst) > 0
+            && self.lock_waits.load(Ordering::SeqCst) == waits
+        {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

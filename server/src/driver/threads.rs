@@ -8,7 +8,7 @@ use std::{
 use ganger_engine::command::Command;
 use ganger_protocol::DurationMs;
 
-use super::{Delivery, Inner, Part, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
+use super::{Core, Delivery, Inner, Part, Released, Shard, Sleep, UNDURABLE_BYTES_MAX};
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError, ahead::Ahead},
@@ -28,8 +28,8 @@ const READ_AHEAD: DurationMs = DurationMs(2_000);
 const AHEAD_REST_MIN: Duration = Duration::from_millis(100);
 const AHEAD_REST_MAX: Duration = Duration::from_secs(1);
 
-/// Slices of due things that one turn of the timer does before others get the lock.
-const TICKS_MAX: usize = 16;
+/// How long the timer waits for room.
+const BREATH: Duration = Duration::from_millis(2);
 
 impl Shard {
     /// Starts the threads and the timer.
@@ -232,19 +232,16 @@ impl Shard {
         }
     }
 
+    /// Whether what is due may go on: a burst of it stops before others would have to wait for
+    /// syncs and checkpoints.
+    fn has_room_for_due(&self) -> bool {
+        let undurable_bytes = self.look(Core::undurable_bytes);
+        undurable_bytes <= UNDURABLE_BYTES_MAX / 8 && !self.store.is_filling()
+    }
+
     /// Sleeps until the next thing is due, does a bounded slice of it, and so on.
     async fn run_timer(&self) {
         loop {
-            for _ in 0..TICKS_MAX {
-                let is_due = self.look(|core| {
-                    core.next_wakeup(self.clock.now())
-                        .is_some_and(|wait| wait.0 == 0)
-                });
-                if !is_due {
-                    break;
-                }
-                self.submit([Command::Tick]);
-            }
             let wait = {
                 let mut inner = self.lock();
                 let now = self.clock.now();
@@ -254,7 +251,11 @@ impl Shard {
             };
             match wait {
                 None => self.earlier.notified().await,
-                Some(wait) if wait.0 == 0 => tokio::task::yield_now().await,
+                Some(wait) if wait.0 == 0 && self.has_room_for_due() => {
+                    self.submit([Command::Tick]);
+                    self.give_way().await;
+                }
+                Some(wait) if wait.0 == 0 => tokio::time::sleep(BREATH).await,
                 Some(wait) => {
                     let sleep = tokio::time::sleep(Duration::from_millis(wait.0));
                     // Both branches are cancel-safe: a permit of `earlier` is kept, a sleep is

@@ -503,8 +503,18 @@ impl Store {
 
     /// Whether no group may be sealed before a checkpoint has made room.
     pub fn is_full(&self) -> bool {
-        self.log_bytes.load(Ordering::Relaxed) >= self.options.log_bytes_max
-            || self.overlay().bytes() >= self.options.overlay_bytes_max
+        self.has_used_quarters(4)
+    }
+
+    /// Whether only the last quarter of that room is left: what can wait leaves it to the rest.
+    pub fn is_filling(&self) -> bool {
+        self.has_used_quarters(3)
+    }
+
+    fn has_used_quarters(&self, quarters: usize) -> bool {
+        let log_bytes = self.log_bytes.load(Ordering::Relaxed);
+        log_bytes >= self.options.log_bytes_max / 4 * quarters as u64
+            || self.overlay().bytes() >= self.options.overlay_bytes_max / 4 * quarters
     }
 
     /// What the store takes.
