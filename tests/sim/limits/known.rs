@@ -490,7 +490,7 @@ impl Known {
         KEYS[key].starts_with('s') && limit.is_some_and(|(_, set)| set.sequence)
     }
 
-    /// A fetch took nothing more, and no other is served: nothing that may run waits.
+    /// A fetch took nothing, and no other is served: nothing that may run waits.
     /// Jobs whose keys stand at limits are put aside first, which may be all that a fetch does.
     pub fn check_nothing_is_missed(&self, queues: &[usize], now: u64) -> Checked {
         let mut others = (0..KEYS.len()).filter(|key| !self.is_always_sequence(*key));

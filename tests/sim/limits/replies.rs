@@ -125,9 +125,10 @@ impl World {
         for job in &reply.jobs {
             self.limited_granted(fetch, job, by)?;
         }
-        // With tiny windows jobs that change their lanes must be read again, for the next fetch.
-        let may_leave = self.plan.heads_max < 1000;
-        if by.is_exact && is_settled && count < fetch.max && !may_leave {
+        // A fetch that has something may leave the rest to the next. With tiny windows jobs that change
+        // their lanes must be read again first.
+        let may_leave = count > 0 || self.plan.heads_max < 1000;
+        if by.is_exact && is_settled && !may_leave {
             self.limits
                 .known
                 .check_nothing_is_missed(&fetch.queues, now)?;
