@@ -54,8 +54,8 @@ pub enum AskedLimit {
     Delete(bool),
     Pause,
     Cancel(usize),
-    /// Which job, and where it goes.
-    Change(usize, (usize, u8)),
+    /// Which job, which of its moves, and where it goes.
+    Change(usize, u32, (usize, u8)),
     Heartbeat(usize, ConnectionId),
 }
 
@@ -346,6 +346,8 @@ impl World {
         let job = &mut self.limits.known.jobs[token];
         job.may_have_moved = true;
         job.moved = None;
+        job.moves += 1;
+        let moves = job.moves;
         let to = ChangeTo {
             queue: Some(queue_name(queue)),
             priority: Some(priority),
@@ -353,7 +355,7 @@ impl World {
             ..ChangeTo::default()
         };
         let change = JobChange { jobs: vec![id], to };
-        let asked = AskedLimit::Change(token, (queue, priority));
+        let asked = AskedLimit::Change(token, moves, (queue, priority));
         self.ask_limit(Operation::JobChange(change), asked)
     }
 

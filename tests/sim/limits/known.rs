@@ -13,6 +13,7 @@ use ganger_protocol::{
     request::LeaseRef,
 };
 
+use super::{SEQUENCES, target_of};
 use crate::history::Checked;
 
 pub const QUEUES: [&str; 3] = ["l0", "l1", "fair"];
@@ -74,6 +75,8 @@ pub struct Job {
     pub may_have_moved: bool,
     /// Where it was told to be, and when.
     pub moved: Option<(usize, u8, u64)>,
+    /// How often it was to be moved.
+    pub moves: u32,
     /// Grants that were told.
     pub grants: u32,
     pub may_expire: bool,
@@ -484,10 +487,11 @@ impl Known {
         }
     }
 
-    /// Whether a key was a sequence before its first job, and is one still.
+    /// Whether a key was a sequence before its first job, and is one still: its limit is that of the
+    /// sequences, and not one of all keys that came later, when a crash has taken back that one.
     fn is_always_sequence(&self, key: usize) -> bool {
         let limit = self.limit_of(Subject::Key(key));
-        KEYS[key].starts_with('s') && limit.is_some_and(|(_, set)| set.sequence)
+        limit.is_some_and(|(target, _)| *target == target_of(SEQUENCES))
     }
 
     /// A fetch took nothing, and no other is served: nothing that may run waits.

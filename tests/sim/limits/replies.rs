@@ -61,11 +61,15 @@ impl World {
                 }
                 Ok(())
             }
-            (AskedLimit::Change(token, (queue, priority)), Ok(ReplyBody::Change(reply))) => {
+            (AskedLimit::Change(token, moves, (queue, priority)), Ok(ReplyBody::Change(reply))) => {
                 let state = reply.results[0].state;
-                if matches!(state, Some(JobState::Ready | JobState::Scheduled)) {
-                    let told = self.history.operation();
-                    self.limits.known.jobs[token].moved = Some((queue, priority, told));
+                let told = self.history.operation();
+                let job = &mut self.limits.known.jobs[token];
+                // A later request may have moved it on, though nobody was told.
+                if matches!(state, Some(JobState::Ready | JobState::Scheduled))
+                    && job.moves == moves
+                {
+                    job.moved = Some((queue, priority, told));
                 }
                 Ok(())
             }
