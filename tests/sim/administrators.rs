@@ -131,6 +131,7 @@ impl World {
             job,
             operation,
             presence,
+            stretch: self.clock.stretch(),
         };
         self.request(from, Operation::JobChange(change), asked)
     }

@@ -7,6 +7,7 @@ use ganger_protocol::{JobId, LeaseId, NamespaceName, SessionId, WireError, respo
 
 use crate::{
     batches::AskedBatch,
+    clock::Stretch,
     crons::AskedCron,
     history::{Answered, Checked, Presence},
     limits::AskedLimit,
@@ -54,6 +55,8 @@ pub enum Asked {
         job: usize,
         operation: u64,
         presence: Presence,
+        /// That of the request: the wall clock may have stepped since.
+        stretch: Stretch,
     },
     Cron(AskedCron),
     Batch(AskedBatch),

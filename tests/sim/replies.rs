@@ -109,9 +109,9 @@ impl World {
                 job,
                 operation,
                 presence,
+                stretch,
             } => match result {
                 Ok(ReplyBody::Change(reply)) if reply.results.len() == 1 => {
-                    let stretch = self.clock.stretch();
                     let result = &reply.results[0];
                     self.history
                         .change_told((job, presence), result, operation, (group, stretch))

@@ -129,6 +129,9 @@ impl World {
         for job in &reply.jobs {
             self.limited_granted(fetch, job, by)?;
         }
+        if count > 0 {
+            self.limits.known.misses = 0;
+        }
         // A fetch that has something may leave the rest to the next. With tiny windows jobs that change
         // their lanes must be read again first.
         let may_leave = count > 0 || self.plan.heads_max < 1000;
