@@ -1037,7 +1037,8 @@ mod tests {
         };
         let identity = login(&mine);
         // What names no queue but a lease is bound to the session, a commit to who knows the batch,
-        // a task to who might have started it, a subscription to its connection; ids, totals, cron entries and a backup need all queues.
+        // a task to who might have started it, a subscription to its connection; ids, totals, cron
+        // entries and a backup need all queues.
         let bound = [
             "ack",
             "fail",
