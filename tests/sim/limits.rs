@@ -66,7 +66,7 @@ pub struct AskedFetch {
     session: SessionId,
     queues: Vec<usize>,
     max: usize,
-    /// It is decided at once, if it does not carry answers and does not wait.
+    /// It is decided at once, but for what must be read: it carries no answers and does not wait.
     is_direct: bool,
     acks: Vec<(usize, LeaseRef)>,
     at: u64,
@@ -401,9 +401,9 @@ impl World {
                 u64::from(set.weight.unwrap_or_default()),
             ],
         );
-        let group = self.open_group();
+        let at = (self.open_group(), self.elapsed());
         let known = &mut self.limits.known;
-        known.set_limit(group, target, Some(set.clone()));
+        known.set_limit(at, target, Some(set.clone()));
         let operation = Operation::LimitSet(Box::new(set.clone()));
         self.ask_limit(operation, AskedLimit::Set(set))
     }
@@ -414,14 +414,14 @@ impl World {
     }
 
     fn delete_limit_of(&mut self, target: LimitTarget) -> Checked {
-        let group = self.open_group();
+        let at = (self.open_group(), self.elapsed());
         let was_there = self.limits.known.limit(&target).is_some();
         self.trace.note(
             self.elapsed(),
             "a limit is deleted, and was there: {}",
             &[u64::from(was_there)],
         );
-        self.limits.known.set_limit(group, target.clone(), None);
+        self.limits.known.set_limit(at, target.clone(), None);
         let one = OneLimit::of(target);
         let asked = AskedLimit::Delete(was_there);
         self.ask_limit(Operation::LimitDelete(one), asked)

@@ -121,7 +121,9 @@ impl Engine {
         self.collect(now, session, &origin.namespace, &fetch, &mut grants);
         let is_answered = !grants.jobs.is_empty()
             || fetch.max == 0
-            || !is_carrying && fetch.wait_ms == DurationMs::ZERO;
+            || !is_carrying
+                && fetch.wait_ms == DurationMs::ZERO
+                && !self.is_for_the_tick(now, &origin.namespace, &fetch);
         if is_carrying {
             grants.after = grants.after.max(self.own_group());
         }
@@ -192,6 +194,16 @@ impl Engine {
             }
         }
         candidates
+    }
+
+    /// Whether the next tick may find something for a fetch that found nothing: more must be read, or
+    /// the rate of a key has let its jobs through.
+    fn is_for_the_tick(&mut self, now: Now, namespace: &NamespaceName, fetch: &Fetch) -> bool {
+        if self.keys.next().is_some_and(|at| at <= now.mono) {
+            return true;
+        }
+        let mut candidates = self.candidates(namespace, fetch).into_iter();
+        candidates.any(|(queue, _)| self.next_lane(now, queue) == Next::Later)
     }
 
     /// Takes jobs for a fetch, in its order.

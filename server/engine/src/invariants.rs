@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use ganger_protocol::{batch::BatchEvent, cron::Overlap};
 
-use crate::{Engine, batch, cron, lease::LeaseKey, records::QueueNumber, window::HeadJob};
+use crate::{
+    Engine, batch, cron, lease::LeaseKey, queue::Queue, records::QueueNumber, window::HeadJob,
+};
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -18,7 +20,8 @@ impl Engine {
         self.check_keys()?;
         self.check_runs()?;
         self.check_waiters()?;
-        self.check_limits()?;
+        self.check_limits_of_queues()?;
+        self.check_limits_of_keys()?;
         self.check_crons()?;
         self.check_batches()?;
         self.check_workflows()
@@ -277,6 +280,20 @@ impl Engine {
         }
     }
 
+    /// Whether a queue stands at its limit, and something looks at it again when it does no more: the
+    /// end of a lease, or a time.
+    fn is_woken_by_its_limit(&self, queue: &Queue) -> bool {
+        let Some(limit) = &queue.limit else {
+            return false;
+        };
+        let running = queue.record.counters.leased;
+        let is_full = limit
+            .max_running
+            .is_some_and(|max| running >= u64::from(max));
+        let number = queue.record.number;
+        is_full || self.queues_at_rate.iter().any(|(_, it)| *it == number)
+    }
+
     /// A fetch waits only where nothing is ready, and stands where its session knows of it.
     fn check_waiters(&self) -> Result<(), String> {
         for (ticket, waiter) in self.waiters.iter() {
@@ -286,8 +303,7 @@ impl Engine {
             }
         }
         for queue in self.queues.iter().filter(|queue| !queue.waiters.is_empty()) {
-            // A queue at its limit is not: who wakes it is checked with its limit.
-            let has_heads = queue.limit.is_none() && queue.has_turns();
+            let has_heads = queue.has_turns() && !self.is_woken_by_its_limit(queue);
             let is_awaited = self.unserved.contains(&queue.record.number);
             if has_heads && !queue.record.paused && !is_awaited {
                 return Err(format!(

@@ -16,7 +16,7 @@ use crate::{
     Engine,
     command::{Mono, Now},
     facts::{Facts, Need},
-    limits::{Limit, Nanos, Opened, mono, nanos},
+    limits::{Limit, Nanos, Opened, Used, mono, nanos},
     records::{Content, JobRecord, Lane, QueueNumber, UniqueKey, UniqueRecord},
 };
 
@@ -95,7 +95,7 @@ struct KeyState {
     /// Lanes of its own that are in memory.
     lanes: u32,
     /// What its rate has granted; `None`: nothing since the start.
-    rate_used: Option<Nanos>,
+    rate_used: Option<Used>,
     hold: Hold,
     /// Its lanes that have no turn until something changes, by queue and priority.
     parked: BTreeSet<(QueueNumber, u8)>,
@@ -279,9 +279,9 @@ impl Keys {
         if let Some(used) = used {
             state.rate_used = Some(used);
             if let Some(earlier) = earlier {
-                self.debts.remove(&(earlier, lane));
+                self.debts.remove(&(earlier.until, lane));
             }
-            self.debts.insert((used, lane));
+            self.debts.insert((used.until, lane));
         }
         self.forgive(now);
     }
@@ -296,14 +296,14 @@ impl Keys {
             || matches!(state.hold, Hold::By(_))
             || state.rate_used.is_some_and(|used| {
                 // What is forgiven is not looked at again.
-                used > nanos(now) && self.debts.contains(&(used, lane))
+                used.until > nanos(now) && self.debts.contains(&(used.until, lane))
             });
         if is_used {
             return;
         }
         if let Some(state) = self.states.remove(&lane) {
             if let Some(used) = state.rate_used {
-                self.debts.remove(&(used, lane));
+                self.debts.remove(&(used.until, lane));
             }
             if let Some(at) = state.free_at {
                 self.at_rate.remove(&(at, lane));
@@ -560,7 +560,7 @@ impl Engine {
     ///
     /// # Errors
     /// A sentence for the first rule that does not hold.
-    pub(crate) fn check_limits(&self) -> Result<(), String> {
+    pub(crate) fn check_limits_of_keys(&self) -> Result<(), String> {
         let mut running: BTreeMap<u64, u32> = BTreeMap::new();
         for (_, lease) in self.leases.iter().filter(|(_, lease)| lease.lane != 0) {
             *running.entry(lease.lane).or_default() += 1;
@@ -608,7 +608,7 @@ impl Engine {
             if !state.parked.is_empty() && !can_wake {
                 return Err(format!("I17: key {lane:x} is parked for ever"));
             }
-            let is_owed = |used| self.keys.debts.contains(&(used, *lane));
+            let is_owed = |used: Used| self.keys.debts.contains(&(used.until, *lane));
             let is_used = state.running > 0
                 || state.lanes > 0
                 || matches!(state.hold, Hold::By(_))

@@ -39,6 +39,17 @@ pub(crate) struct Limit {
     /// Whether it was there before the server started: what was granted under it then is not known,
     /// and taken to be all that it allowed.
     is_recovered: bool,
+    /// When it began to count in the place of another; 0: before the server started.
+    since: Nanos,
+}
+
+/// What of a rate is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Used {
+    /// When all of it is made up for.
+    pub(crate) until: Nanos,
+    /// When a job was granted last.
+    at: Nanos,
 }
 
 impl Limit {
@@ -47,26 +58,34 @@ impl Limit {
         self.weight.unwrap_or(1)
     }
 
-    /// When a rate lets the next job begin whose last one left it at `used`, which is absent when
-    /// nothing was granted since the start, at `opened`.
-    pub(crate) fn free_at(&self, used: Option<Nanos>, opened: Opened) -> Nanos {
+    /// When a rate lets the next job begin of which so much is used; `None`: nothing was granted since
+    /// the start, at `opened`.
+    pub(crate) fn free_at(&self, used: Option<Used>, opened: Opened) -> Nanos {
         let Some(rate) = &self.rate else { return 0 };
-        let used = used.unwrap_or_else(|| match self.is_recovered {
-            true => opened.used_up(rate),
-            false => 0,
-        });
-        let rest = u64::from(rate.burst.unwrap_or(rate.n)) - 1;
-        used.saturating_sub(step(rate).saturating_mul(rest))
+        let used_until = self.used_until(rate, used, opened);
+        used_until.saturating_sub(step(rate).saturating_mul(burst(rate) - 1))
     }
 
-    /// The mark that a grant leaves.
-    pub(crate) fn use_one(&self, used: Option<Nanos>, opened: Opened, now: Mono) -> Option<Nanos> {
+    /// What is used when one more is granted.
+    pub(crate) fn use_one(&self, used: Option<Used>, opened: Opened, now: Mono) -> Option<Used> {
         let rate = self.rate.as_ref()?;
-        let used = used.unwrap_or_else(|| match self.is_recovered {
-            true => opened.used_up(rate),
-            false => 0,
-        });
-        Some(used.max(nanos(now)).saturating_add(step(rate)))
+        let (used_until, now) = (self.used_until(rate, used, opened), nanos(now));
+        Some(Used {
+            until: used_until.max(now).saturating_add(step(rate)),
+            at: now,
+        })
+    }
+
+    fn used_until(&self, rate: &Rate, used: Option<Used>, opened: Opened) -> Nanos {
+        match used {
+            // What was granted under another limit counts for a burst of this one at most.
+            Some(used) if used.at <= self.since => {
+                used.until.min(self.since.saturating_add(whole(rate)))
+            }
+            Some(used) => used.until,
+            None if self.is_recovered => opened.used_up(rate),
+            None => 0,
+        }
     }
 }
 
@@ -80,8 +99,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// The mark of a rate that was used up when the server was there last.
     fn used_up(self, rate: &Rate) -> Nanos {
-        let burst = u64::from(rate.burst.unwrap_or(rate.n));
-        let full = nanos(self.at).saturating_add(step(rate).saturating_mul(burst));
+        let full = nanos(self.at).saturating_add(whole(rate));
         full.saturating_sub(self.rested_ms.saturating_mul(NANOS_PER_MS))
     }
 }
@@ -90,6 +108,16 @@ impl Opened {
 fn step(rate: &Rate) -> Nanos {
     let per = rate.per_ms.0.saturating_mul(NANOS_PER_MS);
     per.div_ceil(u64::from(rate.n.max(1)))
+}
+
+/// Jobs that a rate lets through at once when nothing of it is used.
+fn burst(rate: &Rate) -> u64 {
+    u64::from(rate.burst.unwrap_or(rate.n))
+}
+
+/// The time that makes up for a whole burst.
+fn whole(rate: &Rate) -> Nanos {
+    step(rate).saturating_mul(burst(rate))
 }
 
 pub(crate) fn nanos(at: Mono) -> Nanos {
@@ -161,6 +189,19 @@ impl Named {
             }
         }
     }
+
+    /// Limits of shorter prefixes count from now on where one was removed.
+    fn count_from(&mut self, removed: Pattern<'_>, now: Nanos) {
+        let (Pattern::Name(name) | Pattern::Prefix(name)) = removed;
+        for length in self.lengths.keys() {
+            let limit = name
+                .get(..*length)
+                .and_then(|prefix| self.prefixes.get_mut(prefix));
+            if let Some(limit) = limit {
+                limit.since = now;
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -215,10 +256,10 @@ pub(crate) struct Limits {
 impl Limits {
     /// Takes a limit in as the store has it.
     pub(crate) fn recover(&mut self, record: LimitRecord) {
-        self.insert(record, true);
+        self.insert(record, true, 0);
     }
 
-    fn insert(&mut self, record: LimitRecord, is_recovered: bool) {
+    fn insert(&mut self, record: LimitRecord, is_recovered: bool, since: Nanos) {
         let LimitRecord {
             namespace,
             target,
@@ -234,6 +275,7 @@ impl Limits {
             weight,
             sequence,
             is_recovered,
+            since,
         };
         let scope = self.scopes.entry(namespace.clone()).or_default();
         if scope.named_mut(&target).insert(pattern(&target), limit) {
@@ -242,9 +284,15 @@ impl Limits {
         self.order.entry(namespace).or_default().insert(target);
     }
 
-    fn remove(&mut self, namespace: &NamespaceName, target: &LimitTarget) -> Option<Limit> {
-        let scope = self.scopes.get_mut(namespace)?;
-        let limit = scope.named_mut(target).remove(pattern(target))?;
+    fn remove(
+        &mut self,
+        namespace: &NamespaceName,
+        target: &LimitTarget,
+        now: Nanos,
+    ) -> Option<Limit> {
+        let named = self.scopes.get_mut(namespace)?.named_mut(target);
+        let limit = named.remove(pattern(target))?;
+        named.count_from(pattern(target), now);
         self.count -= 1;
         self.sequences -= usize::from(limit.sequence);
         if let Some(order) = self.order.get_mut(namespace) {
@@ -298,6 +346,7 @@ impl Limits {
 impl Engine {
     pub(crate) fn limit_set(
         &mut self,
+        now: Now,
         origin: &Origin,
         set: &LimitSet,
     ) -> Result<ReplyBody, WireError> {
@@ -321,8 +370,9 @@ impl Engine {
             sequence: set.sequence,
         };
         if self.limits.record(namespace, &target).as_ref() != Some(&record) {
-            self.limits.remove(namespace, &target);
-            self.limits.insert(record, is_recovered);
+            let now = nanos(now.mono);
+            self.limits.remove(namespace, &target, now);
+            self.limits.insert(record, is_recovered, now);
             self.group.touch_limit(namespace.clone(), target.clone());
             self.limit_has_changed(namespace, &target);
         }
@@ -331,12 +381,14 @@ impl Engine {
 
     pub(crate) fn limit_delete(
         &mut self,
+        now: Now,
         origin: &Origin,
         one: &OneLimit,
     ) -> Result<ReplyBody, WireError> {
         let target = one.target().ok_or_else(ambiguous)?;
         let namespace = &origin.namespace;
-        if self.limits.remove(namespace, &target).is_none() {
+        let removed = self.limits.remove(namespace, &target, nanos(now.mono));
+        if removed.is_none() {
             return Err(unknown(&target));
         }
         self.group.touch_limit(namespace.clone(), target.clone());
@@ -481,6 +533,23 @@ impl Engine {
         }
         self.queues_at_rate.insert((mono(free_at), number));
         true
+    }
+
+    /// Checks that each queue has the limit that counts for it.
+    ///
+    /// # Errors
+    /// A sentence for the first queue that has another.
+    pub(crate) fn check_limits_of_queues(&self) -> Result<(), String> {
+        let bounds = |limit: &Limit| (limit.max_running, limit.rate);
+        for queue in self.queues.iter() {
+            let record = &queue.record;
+            let known = self.limits.of_queue(&record.namespace, &record.name);
+            if queue.limit.as_deref().map(bounds) != known.map(bounds) {
+                let kept = &queue.limit;
+                return Err(format!("{}: {known:?} counts, not {kept:?}", record.name));
+            }
+        }
+        Ok(())
     }
 }
 

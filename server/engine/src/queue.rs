@@ -10,7 +10,7 @@ use ganger_protocol::{DurationMs, NamespaceName, QueueName, QueuePattern, job::J
 
 use crate::{
     lanes::{Choice, Front, Ring, Rings},
-    limits::{Limit, Nanos},
+    limits::{Limit, Used},
     records::{Lane, Place, QueueNumber, QueueRecord, RunKey},
     waiters::Ticket,
     window::{Head, Window},
@@ -44,7 +44,7 @@ pub(crate) struct Queue {
     /// The limit that counts for it.
     pub(crate) limit: Option<Box<Limit>>,
     /// What the rate of its limit has granted; `None`: nothing since the start.
-    pub(crate) rate_used: Option<Nanos>,
+    pub(crate) rate_used: Option<Used>,
 }
 
 impl Queue {

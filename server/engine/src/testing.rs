@@ -907,7 +907,16 @@ impl World {
         operation: Operation,
     ) -> Result<ReplyBody, WireError> {
         let caller = self.send(session, operation);
-        self.reply(caller).expect("answered at once").result
+        for _ in 0..1_000 {
+            if let Some(reply) = self.reply(caller) {
+                return reply.result;
+            }
+            // A fetch may have to read more, which the next ticks do.
+            let wakeup = self.engine.next_wakeup(self.now);
+            assert_eq!(wakeup, Some(DurationMs::ZERO), "answered at once");
+            self.tick();
+        }
+        panic!("busy without an answer");
     }
 
     pub(crate) fn push_as(

@@ -20,6 +20,7 @@ use crate::{
     records::{Lane, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
     schedule::{self, DueMax},
     session::Session,
+    waiters::Waiter,
     workflow::NODES_SLICE,
 };
 
@@ -157,9 +158,6 @@ impl Engine {
         if let Some(session) = lost {
             touched.extend(self.lose_session(now, session, facts, outcome));
         }
-        for ticket in self.waiters.timed_out(now.mono, SLICE) {
-            self.end_wait(now, ticket, false, outcome);
-        }
         for (at, run) in stragglers {
             self.look_at_straggler(at, run, facts);
         }
@@ -171,8 +169,21 @@ impl Engine {
         }
         self.sweep(now, facts);
         touched.extend(std::mem::take(&mut self.unserved));
+        touched.extend(std::mem::take(&mut self.awakened));
         self.offer_all(now, touched.into_iter(), outcome);
+        self.end_late_waits(now, outcome);
         outcome.lapsed = self.batches.take_lapsed();
+    }
+
+    /// Answers the fetches that have waited long enough. Where queues are being read they wait on, since
+    /// it is known after that whether something is there.
+    fn end_late_waits(&mut self, now: Now, outcome: &mut Outcome) {
+        let is_read =
+            |queue: &QueueNumber| !self.unserved.contains(queue) && !self.awakened.contains(queue);
+        let may_end = |waiter: &Waiter| waiter.queues.iter().all(is_read);
+        for ticket in self.waiters.timed_out(now.mono, SLICE, may_end) {
+            self.end_wait(now, ticket, false, outcome);
+        }
     }
 
     /// Keys and queues whose rates let the next job through are looked at again.

@@ -106,9 +106,17 @@ impl Waiters {
             .collect()
     }
 
-    pub(crate) fn timed_out(&self, now: Mono, max: usize) -> Vec<Ticket> {
+    /// The first fetches whose deadline has passed, of those that `may_end`.
+    pub(crate) fn timed_out(
+        &self,
+        now: Mono,
+        max: usize,
+        may_end: impl Fn(&Waiter) -> bool,
+    ) -> Vec<Ticket> {
         let due = self.deadlines.iter().take_while(|(at, _)| *at <= now);
-        due.take(max).map(|(_, ticket)| *ticket).collect()
+        let due = due.map(|(_, ticket)| *ticket);
+        let due = due.filter(|ticket| self.find(*ticket).is_some_and(&may_end));
+        due.take(max).collect()
     }
 
     pub(crate) fn durable(&self, group: GroupNumber) -> Vec<Ticket> {

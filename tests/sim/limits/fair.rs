@@ -110,6 +110,8 @@ impl World {
         self.limits.workers[0].is_fetching = true;
         let asked = Asked::Limit(AskedLimit::Fetch(asked));
         self.request(&from, Operation::Fetch(fetch), asked)?;
+        // What must be read first is read by ticks.
+        self.tick(100)?;
         self.settle()
     }
 }

@@ -23,9 +23,6 @@ pub const KEYS: [&str; 8] = ["a:1", "a:2", "b:1", "s:1", "s:2", "f:1", "f:2", "f
 /// Grants that a rate is checked over.
 const SERIES_MAX: usize = 40;
 
-/// Fetches in a row that may end before the lanes are read.
-const MISSES_MAX: u32 = 3;
-
 /// Something that a limit holds for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Subject {
@@ -149,12 +146,12 @@ pub struct Known {
     /// When a session was heard of last, and how long it lives then.
     pub seen: HashMap<SessionId, (u64, u64)>,
     series: HashMap<Subject, Vec<Timed>>,
+    /// When another limit began to count, which may find a burst of its own used.
+    began: HashMap<Subject, u64>,
     /// When something was granted last, at the latest.
     last_grant: HashMap<Subject, u64>,
     /// Before this moment something may have been granted of which nobody knows.
     unknown_until: u64,
-    /// Fetches in a row that took nothing though something might have run.
-    pub misses: u32,
 }
 
 impl Known {
@@ -200,20 +197,26 @@ impl Known {
     }
 
     /// Whose limit has become another one begins anew.
-    fn begin_anew(&mut self, before: &[Option<(LimitTarget, LimitSet)>]) {
+    fn begin_anew(&mut self, before: &[Option<(LimitTarget, LimitSet)>], now: u64) {
         for ((subject, before), after) in Subject::all().zip(before).zip(self.all_limits()) {
             if *before != after {
                 self.series.remove(&subject);
+                self.began.insert(subject, now);
             }
         }
         self.changes += 1;
     }
 
-    pub fn set_limit(&mut self, group: u64, target: LimitTarget, set: Option<LimitSet>) {
+    pub fn set_limit(
+        &mut self,
+        (group, now): (u64, u64),
+        target: LimitTarget,
+        set: Option<LimitSet>,
+    ) {
         let before = self.all_limits();
         let versions = self.limits.entry(target).or_default();
         versions.set(group, set);
-        self.begin_anew(&before);
+        self.begin_anew(&before, now);
     }
 
     pub fn pause(&mut self, group: u64, queue: usize, is_paused: bool) {
@@ -241,7 +244,7 @@ impl Known {
         for versions in &mut self.paused {
             versions.restart(group);
         }
-        self.begin_anew(&before);
+        self.begin_anew(&before, now);
         for (nth, job) in self.jobs.iter_mut().enumerate() {
             let is_lost = job.group > group && !job.is_void;
             if is_lost && job.is_told {
@@ -499,19 +502,8 @@ impl Known {
         limit.is_some_and(|(target, _)| *target == target_of(SEQUENCES))
     }
 
-    /// A fetch took nothing, and no other is served: nothing that may run waits. One that does not wait
-    /// may end while lanes are being read; but a few in a row have read them.
-    /// Jobs whose keys stand at limits are put aside first, which may be all that a fetch does.
-    pub fn check_nothing_is_missed(&mut self, queues: &[usize], now: u64) -> Checked {
-        let mut others = (0..KEYS.len()).filter(|key| !self.is_always_sequence(*key));
-        let is_shut =
-            |set: &LimitSet| set.sequence || set.max_running.is_some() || set.rate.is_some();
-        if others.any(|key| {
-            self.limit_of(Subject::Key(key))
-                .is_some_and(|(_, set)| is_shut(set))
-        }) {
-            return Ok(());
-        }
+    /// A fetch took nothing, and no other is served: nothing that may run waits.
+    pub fn check_nothing_is_missed(&self, queues: &[usize], now: u64) -> Checked {
         let jobs = self.jobs.iter().enumerate();
         let mut fresh = jobs.filter(|(_, job)| {
             job.is_fresh
@@ -525,13 +517,8 @@ impl Known {
             subjects.all(|subject| self.lets_through(subject, now))
         });
         let Some((token, job)) = missed else {
-            self.misses = 0;
             return Ok(());
         };
-        if self.misses < MISSES_MAX {
-            self.misses += 1;
-            return Ok(());
-        }
         let key = job.key.map(Subject::Key);
         let limits = [Some(Subject::Queue(job.queue)), key];
         let limits = limits.map(|subject| self.limit_of(subject?));
@@ -556,7 +543,8 @@ impl Known {
             return false;
         }
         let Some(rate) = set.rate else { return true };
-        let last = self.last_grant.get(&subject).copied().unwrap_or_default();
+        let at = |times: &HashMap<Subject, u64>| times.get(&subject).copied().unwrap_or_default();
+        let last = at(&self.last_grant).max(at(&self.began));
         now > last.max(self.unknown_until) + step(&rate).div_ceil(1_000_000)
     }
 }

@@ -113,11 +113,13 @@ impl World {
         }
         worker.is_fetching = false;
         let is_alone = !self.limits.is_fetching();
-        let is_settled = fetch.is_direct && is_alone && is_now;
+        // Nothing has to be durable before a fetch is told of nothing.
+        let is_settled = fetch.is_direct && is_alone && reply.jobs.is_empty();
+        let is_at_once = fetch.is_direct && is_now;
         let by = Decision {
             session: fetch.session,
-            between: (fetch.at, if fetch.is_direct { fetch.at } else { now }),
-            group: if fetch.is_direct { group } else { group_now },
+            between: (fetch.at, if is_at_once { fetch.at } else { now }),
+            group: if is_at_once { group } else { group_now },
             asked: operation,
             is_exact: fetch.changes == self.limits.known.changes,
             is_alone,
@@ -129,16 +131,9 @@ impl World {
         for job in &reply.jobs {
             self.limited_granted(fetch, job, by)?;
         }
-        if count > 0 {
-            self.limits.known.misses = 0;
-        }
-        // A fetch that has something may leave the rest to the next. With tiny windows jobs that change
-        // their lanes must be read again first.
-        let may_leave = count > 0 || self.plan.heads_max < 1000;
-        if by.is_exact && is_settled && !may_leave {
-            self.limits
-                .known
-                .check_nothing_is_missed(&fetch.queues, now)?;
+        if by.is_exact && is_settled {
+            let known = &self.limits.known;
+            known.check_nothing_is_missed(&fetch.queues, now)?;
         }
         Ok(())
     }

@@ -260,6 +260,67 @@ fn a_limit_counts_at_once_when_it_is_set_raised_or_deleted() {
     );
 }
 
+/// One job in so many seconds.
+fn one_in(secs: u64) -> Rate {
+    Rate {
+        n: 1,
+        per_ms: DurationMs::from_secs(secs),
+        burst: None,
+    }
+}
+
+#[test]
+fn what_a_slow_rate_used_up_does_not_outlast_it() {
+    for target in ["key/a", "key/*", "queue/work", "queue/w*"] {
+        let mut world = World::new();
+        let worker = world.worker();
+        world.limit(target, |set| set.rate = Some(one_in(3600)));
+        world.push_all(many("a", 0..9));
+        assert_eq!(world.fetched(worker, 9).len(), 1, "{target}");
+        world.live(DurationMs::from_secs(10));
+        world.limit(target, |set| set.rate = Some(one_in(5)));
+        assert!(world.fetched(worker, 9).is_empty(), "{target}: it is used");
+        world.live(DurationMs(4_999));
+        assert!(world.fetched(worker, 9).is_empty(), "{target}");
+        world.live(DurationMs(1));
+        assert_eq!(world.fetched(worker, 9).len(), 1, "{target}");
+    }
+}
+
+#[test]
+fn a_wider_limit_counts_at_once_where_a_slow_one_was_deleted() {
+    let mut world = World::new();
+    let worker = world.worker();
+    world.limit("key/*", |set| set.rate = Some(one_in(5)));
+    world.limit("key/a", |set| set.rate = Some(one_in(3600)));
+    world.push_all(many("a", 0..9));
+    assert_eq!(world.fetched(worker, 9).len(), 1);
+    world.unlimit("key/a").unwrap();
+    world.live(DurationMs(4_999));
+    assert!(world.fetched(worker, 9).is_empty());
+    world.live(DurationMs(1));
+    assert_eq!(world.fetched(worker, 9).len(), 1);
+    // The wider one did not change for the others.
+    world.push_all(many("b", 10..12));
+    assert_eq!(world.fetched(worker, 9).len(), 1);
+}
+
+#[test]
+fn a_rate_that_is_set_again_gives_no_more() {
+    let mut world = World::new();
+    let worker = world.worker();
+    world.push_all(many("a", 0..9));
+    for max_running in [50, 60, 70] {
+        world.limit("key/a", |set| {
+            set.rate = Some(one_in(5));
+            set.max_running = Some(max_running);
+        });
+        let granted = world.fetched(worker, 9).len();
+        assert_eq!(granted, usize::from(max_running == 50));
+        world.live(DurationMs(1_000));
+    }
+}
+
 #[test]
 fn limits_belong_to_their_namespace_and_outlive_a_restart() {
     let mut world = World::new();
