@@ -1,13 +1,26 @@
 //! The history against the rules of a queue: nothing lost, nothing made up, nothing done twice,
 //! no lease that is not the only one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
-use ganger_protocol::{JobId, LeaseId, job::JobState, response::Counters};
+use ganger_protocol::{
+    JobId, LeaseId,
+    batch::BatchView,
+    cron::CronView,
+    job::JobState,
+    limit::LimitView,
+    response::{Counters, QueueView},
+};
 
 use crate::{
+    batches,
     history::{Answer, Event, Verdict},
+    limits,
     plan::{Identity, Plan},
+    ticks, unique,
 };
 
 /// What the server shows when everything has ended.
@@ -17,14 +30,52 @@ pub(crate) struct Remains {
     pub(crate) dead: BTreeSet<JobId>,
     /// Dead jobs that were taken away meanwhile.
     pub(crate) purged: BTreeSet<JobId>,
+    pub(crate) queues: Vec<QueueView>,
+    /// That of the limited queue.
+    pub(crate) limit: LimitView,
+    /// Those that are settled behind those that are not.
+    pub(crate) batches: Vec<BatchView>,
+    pub(crate) cron: CronView,
+}
+
+/// All jobs, as the history tells of them. A place is that of an event.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs {
+    pub(crate) known: HashMap<Identity, Job>,
+    /// Where the servers ended, in their order.
+    ends: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grant {
+    place: usize,
+    pub(crate) life: u64,
+    pub(crate) lease: LeaseId,
+    pub(crate) asked: Duration,
+    pub(crate) told: Duration,
+}
+
+/// From where to where a lease ran for certain; nowhere when `from` is not before `to`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) grant: Grant,
 }
 
 #[derive(Debug, Default)]
-struct Job {
-    id: Option<JobId>,
+pub(crate) struct Job {
+    pub(crate) id: Option<JobId>,
     is_answered: bool,
-    /// Place of the event, life, lease.
-    grants: Vec<(usize, u64, LeaseId)>,
+    /// Where it was pushed, and from where on it was there for certain.
+    pub(crate) pushed: usize,
+    pub(crate) is_there: Option<usize>,
+    /// The holder of its unique key that its push met, so that there is no job, and where that was
+    /// said.
+    pub(crate) met: Option<(JobId, usize)>,
+    pub(crate) grants: Vec<Grant>,
+    /// Answers and where they were sent, in their order.
+    pub(crate) sent: Vec<(usize, LeaseId, Answer)>,
     /// Leases whose answer was applied: the answer and where it was sent and answered.
     applied: Vec<(LeaseId, Answer, usize, usize)>,
     /// Answers that may have been applied before their server ended.
@@ -32,6 +83,62 @@ struct Job {
     /// Leases that a resumed session was told it does not hold.
     disowned: Vec<LeaseId>,
     is_dead: bool,
+    /// From where on it was over for certain.
+    pub(crate) is_over: Option<usize>,
+}
+
+impl Jobs {
+    /// Where its leases ran for certain. One that a server forgot ended with the server that gave
+    /// it, long before its worker heard of that.
+    pub(crate) fn spans(&self, job: &Job) -> impl Iterator<Item = Span> {
+        job.grants.iter().map(|grant| {
+            let ends = |(_, lease, answer): &&(usize, LeaseId, Answer)| {
+                *lease == grant.lease && *answer != Answer::Extend
+            };
+            let answered = job.sent.iter().find(ends).map(|(place, ..)| *place);
+            let life = usize::try_from(grant.life - 1).unwrap_or(usize::MAX);
+            let is_forgotten = job.disowned.contains(&grant.lease);
+            let forgotten = self.ends.get(life).filter(|_| is_forgotten).copied();
+            Span {
+                from: grant.place,
+                to: first(answered, forgotten),
+                grant: *grant,
+            }
+        })
+    }
+}
+
+impl Job {
+    /// Whether it was acked for certain, and whether it may have been.
+    pub(crate) fn acks(&self) -> (bool, bool) {
+        let applied = self.applied.iter().any(|applied| applied.1 == Answer::Ack);
+        let unsure = self.unsure.iter().any(|unsure| unsure.1 == Answer::Ack);
+        (applied, applied || unsure)
+    }
+
+    /// Until where no attempt of it had come to its end for certain.
+    pub(crate) fn may_be_tried(&self) -> usize {
+        let ends = |answer| !matches!(answer, Answer::Release | Answer::Extend);
+        let end = self.sent.iter().find(|sent| ends(sent.2));
+        end.map_or(usize::MAX, |sent| sent.0)
+    }
+
+    /// Until where it was not over for certain: an answer was sent that may have ended it.
+    pub(crate) fn may_be_over(&self, max_attempts: u32) -> usize {
+        let places = |is_meant: fn(Answer) -> bool| {
+            let sent = self.sent.iter().filter(move |sent| is_meant(sent.2));
+            sent.map(|(place, ..)| *place)
+        };
+        let death = places(|answer| answer == Answer::Fail).nth(max_attempts as usize - 1);
+        let end = places(Answer::ends).next();
+        first(end, death)
+    }
+}
+
+/// The first of two places that may be there.
+fn first(one: Option<usize>, other: Option<usize>) -> usize {
+    let never = usize::MAX;
+    one.unwrap_or(never).min(other.unwrap_or(never))
 }
 
 /// Every rule that the history breaks.
@@ -39,15 +146,29 @@ pub(crate) fn check(plan: Plan, events: &[Event], remains: &Remains) -> Vec<Stri
     let mut broken = Vec::new();
     let jobs = gather(plan, events, &mut broken);
     leases_are_unique_and_grow(events, &mut broken);
-    for (identity, job) in &jobs {
+    for (identity, job) in &jobs.known {
         let mut complain = |rule: &str| broken.push(format!("{rule}: {identity:?} {job:?}"));
         one_job(*identity, job, plan, remains, &mut complain);
     }
-    totals(&jobs, remains, &mut broken);
+    totals(&jobs.known, remains, &mut broken);
+    limits::check(plan, events, &jobs, &remains.limit, &mut broken);
+    unique::check(plan, &jobs, &mut broken);
+    batches::check(plan, &jobs, &remains.batches, &mut broken);
+    ticks::check(&jobs, &remains.cron, &mut broken);
     broken
 }
 
-fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Identity, Job> {
+/// How many pushed jobs met another one with their unique key.
+pub(crate) fn met(events: &[Event]) -> usize {
+    let outcomes = events.iter().filter_map(|event| match event {
+        Event::PushAnswered { outcomes, .. } => Some(outcomes),
+        _ => None,
+    });
+    outcomes.flatten().filter(|it| it.is_existing).count()
+}
+
+fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> Jobs {
+    let mut ends = Vec::new();
     let mut jobs: HashMap<Identity, Job> = HashMap::new();
     let mut owners: HashMap<JobId, Identity> = HashMap::new();
     let mut own = |id: JobId, identity: Identity, job: &mut Job, broken: &mut Vec<String>| {
@@ -80,13 +201,21 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                         seq,
                         index,
                     };
-                    if jobs.insert(identity, Job::default()).is_some() {
+                    let job = Job {
+                        pushed: place,
+                        ..Job::default()
+                    };
+                    if jobs.insert(identity, job).is_some() {
                         broken.push(format!("the test itself: {identity:?} is pushed twice"));
                     }
                 }
             }
-            Event::PushAnswered { producer, seq, ids } => {
-                for (index, id) in (0..).zip(ids.iter()) {
+            Event::PushAnswered {
+                producer,
+                seq,
+                outcomes,
+            } => {
+                for (index, outcome) in (0..).zip(outcomes.iter()) {
                     let (producer, seq) = (*producer, *seq);
                     let identity = Identity {
                         producer,
@@ -95,8 +224,13 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                     };
                     match jobs.get_mut(&identity) {
                         Some(job) => {
-                            own(*id, identity, job, broken);
                             job.is_answered = true;
+                            if outcome.is_existing {
+                                job.met = Some((outcome.id, place));
+                            } else {
+                                own(outcome.id, identity, job, broken);
+                                job.is_there.get_or_insert(place);
+                            }
                         }
                         None => broken.push(format!("I2: {identity:?} was never pushed")),
                     }
@@ -108,6 +242,8 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                 lease,
                 failures,
                 identity,
+                asked,
+                told,
             } => {
                 by_lease.insert((*id, *lease), *identity);
                 if *failures >= plan.max_attempts(*identity) {
@@ -115,10 +251,23 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                         "I9: {id}/{lease} was granted after {failures} failures"
                     ));
                 }
+                if identity.part().is_made_by_server() {
+                    jobs.entry(*identity).or_insert_with(|| Job {
+                        is_answered: true,
+                        ..Job::default()
+                    });
+                }
                 match jobs.get_mut(identity) {
                     Some(job) => {
                         own(*id, *identity, job, broken);
-                        job.grants.push((place, *life, *lease));
+                        job.is_there.get_or_insert(place);
+                        job.grants.push(Grant {
+                            place,
+                            life: *life,
+                            lease: *lease,
+                            asked: *asked,
+                            told: *told,
+                        });
                     }
                     None => broken.push(format!("I2: {id} is {identity:?}, never pushed")),
                 }
@@ -132,6 +281,7 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                     job: id,
                     lease,
                     answer,
+                    ..
                 }) = events.get(*sent)
                 else {
                     broken.push("the test itself: an answer that was not sent".to_owned());
@@ -145,6 +295,9 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                     Verdict::Applied(state) => {
                         job.applied.push((*lease, *answer, *sent, place));
                         job.is_dead |= *state == Some(JobState::Dead);
+                        if answer.ends() || job.is_dead {
+                            job.is_over.get_or_insert(place);
+                        }
                     }
                     Verdict::Already if *answer != Answer::Extend => {
                         job.unsure.push((*lease, *answer));
@@ -160,10 +313,21 @@ fn gather(plan: Plan, events: &[Event], broken: &mut Vec<String>) -> HashMap<Ide
                     job.disowned.push(*lease);
                 }
             }
-            Event::AnswerSent { .. } | Event::LifeEnded => {}
+            Event::AnswerSent {
+                lease,
+                answer,
+                identity,
+                ..
+            } => {
+                if let Some(job) = jobs.get_mut(identity) {
+                    job.sent.push((place, *lease, *answer));
+                }
+            }
+            Event::LifeEnded => ends.push(place),
+            Event::LimitSet { .. } | Event::RateLifted => {}
         }
     }
-    jobs
+    Jobs { known: jobs, ends }
 }
 
 /// I6: a number is given once, and a server gives only numbers above those of all before it.
@@ -206,7 +370,10 @@ fn one_job(
     let Some(id) = job.id else {
         return;
     };
-    let ends = |answer: &Answer| matches!(answer, Answer::Ack | Answer::Discard);
+    if job.met.is_some() {
+        complain("I11: it was not made, and is there");
+    }
+    let ends = |answer: &Answer| answer.ends();
     let done: Vec<_> = job
         .applied
         .iter()
@@ -224,16 +391,16 @@ fn one_job(
         complain("I1: it was dead and is not kept");
     }
     for (lease, _, _, answered) in &done {
-        if job.grants.iter().any(|(_, _, granted)| granted > lease) {
+        if job.grants.iter().any(|grant| grant.lease > *lease) {
             complain("I4: it was granted under a higher number than it was done with");
         }
-        if job.grants.iter().any(|(place, ..)| place > answered) {
+        if job.grants.iter().any(|grant| grant.place > *answered) {
             complain("I4: it was granted after it was done");
         }
     }
     // I7, I8: what was sent after a newer grant was read must not be taken.
     for (lease, answer, sent, _) in &job.applied {
-        let newer = |grant: &&(usize, u64, LeaseId)| grant.2 > *lease && grant.0 < *sent;
+        let newer = |grant: &&Grant| grant.lease > *lease && grant.place < *sent;
         if job.grants.iter().find(newer).is_some() {
             complain(&format!(
                 "I8: {answer:?} of the stale lease {lease} was taken"
@@ -283,13 +450,15 @@ fn totals(jobs: &HashMap<Identity, Job>, remains: &Remains, broken: &mut Vec<Str
         counters,
         dead,
         purged,
+        ..
     } = remains;
     let mut equal = |what: &str, one: u64, other: u64| {
         if one != other {
             broken.push(format!("I12: {what}: {one}, not {other}: {counters:?}"));
         }
     };
-    equal("pushed", counters.pushed, jobs.len() as u64);
+    let made = jobs.values().filter(|job| job.id.is_some());
+    equal("pushed", counters.pushed, made.count() as u64);
     equal("live", counters.kept() - counters.dead, 0);
     equal("dead", counters.dead, dead.len() as u64);
     let settled = counters.done + counters.dead + counters.deleted;

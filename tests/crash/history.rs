@@ -10,7 +10,9 @@ use std::{
 
 use ganger_protocol::{JobId, LeaseId, job::JobState};
 
-use crate::plan::Identity;
+use ganger_server::clock::Stopwatch;
+
+use crate::plan::{Identity, Part};
 
 /// Answers to a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,13 @@ pub(crate) enum Answer {
     Discard,
     Release,
     Extend,
+}
+
+impl Answer {
+    /// Whether the job is over with it.
+    pub(crate) fn ends(self) -> bool {
+        matches!(self, Self::Ack | Self::Discard)
+    }
 }
 
 /// What the server says of an answer.
@@ -35,25 +44,28 @@ pub(crate) enum Verdict {
 pub(crate) enum Event {
     /// A push is sent for the first time.
     PushSent { producer: u16, seq: u64, count: u16 },
-    /// Its ids, in the order of its jobs.
+    /// Its outcomes, in the order of its jobs.
     PushAnswered {
         producer: u16,
         seq: u64,
-        ids: Box<[JobId]>,
+        outcomes: Box<[Outcome]>,
     },
-    /// A lease was read from a reply.
+    /// A lease was read from a reply to a fetch that was sent at `asked`; times of the campaign.
     Granted {
         life: u64,
         job: JobId,
         lease: LeaseId,
         failures: u32,
         identity: Identity,
+        asked: Duration,
+        told: Duration,
     },
     /// An answer is sent for the first time.
     AnswerSent {
         job: JobId,
         lease: LeaseId,
         answer: Answer,
+        identity: Identity,
     },
     /// The answer that was recorded at `sent` was answered; `again`: it had been sent again.
     Answered {
@@ -63,8 +75,20 @@ pub(crate) enum Event {
     },
     /// A resumed session was told that it does not hold this lease.
     Disowned { job: JobId, lease: LeaseId },
+    /// So many limited jobs may run from now on: it was answered, and its server ended at once.
+    LimitSet { max_running: u32 },
+    /// From now on rates may be faster.
+    RateLifted,
     /// A server has ended.
     LifeEnded,
+}
+
+/// What became of one pushed job.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outcome {
+    pub(crate) id: JobId,
+    /// It is the job that holds the unique key; none was made.
+    pub(crate) is_existing: bool,
 }
 
 /// What all threads share.
@@ -72,6 +96,7 @@ pub(crate) enum Event {
 pub(crate) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    watch: Stopwatch,
 }
 
 #[derive(Debug)]
@@ -80,8 +105,8 @@ pub(crate) struct State {
     pub(crate) violations: Vec<String>,
     /// Acknowledged operations: jobs pushed, leases granted, leases answered.
     pub(crate) operations: u64,
-    /// Jobs of answered pushes that are not settled, about.
-    pub(crate) backlog: i64,
+    /// Jobs of answered pushes that are not settled, about; by part.
+    pub(crate) backlog: [i64; 5],
     /// Counts the servers; each has its own address.
     pub(crate) life: u64,
     pub(crate) address: SocketAddr,
@@ -110,8 +135,15 @@ pub(crate) enum End {
 /// No thread waits longer for a sign of life; then the campaign has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Producers wait while so many jobs are not settled.
-const BACKLOG_MAX: i64 = 3_000;
+/// Producers wait while so many jobs of their part are not settled.
+fn backlog_max(part: Part) -> i64 {
+    match part {
+        Part::Plain => 3_000,
+        // Those that wait for a key wait long.
+        Part::Limited => 150,
+        Part::Member | Part::Callback | Part::Tick => 100,
+    }
+}
 
 impl Shared {
     pub(crate) fn new(address: SocketAddr) -> Self {
@@ -119,7 +151,7 @@ impl Shared {
             events: Vec::new(),
             violations: Vec::new(),
             operations: 0,
-            backlog: 0,
+            backlog: [0; 5],
             life: 1,
             address,
             phase: Phase::Load,
@@ -128,6 +160,7 @@ impl Shared {
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
+            watch: Stopwatch::start(),
         }
     }
 
@@ -135,29 +168,42 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The time since the campaign began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.watch.elapsed()
+    }
+
     /// Records an event and answers with its place.
     pub(crate) fn record(&self, event: Event) -> usize {
         let mut state = self.lock();
-        let (operations, backlog) = match &event {
-            Event::PushAnswered { ids, .. } => (ids.len(), i64::try_from(ids.len()).unwrap_or(0)),
-            Event::Granted { .. } => (1, 0),
-            Event::Answered { sent, verdict, .. } => match (verdict, state.events.get(*sent)) {
-                (
-                    Verdict::Applied(_),
-                    Some(Event::AnswerSent {
-                        answer: Answer::Ack | Answer::Discard,
-                        ..
-                    }),
-                ) => (1, -1),
-                (Verdict::Applied(Some(JobState::Dead)), _) => (1, -1),
-                // Settled before its server ended, which nobody was told.
-                (Verdict::Lost(state), _) if state == "gone" || state == "dead" => (1, -1),
-                _ => (1, 0),
-            },
-            _ => (0, 0),
+        let (operations, part, backlog) = match &event {
+            Event::PushAnswered {
+                producer, outcomes, ..
+            } => {
+                let made = outcomes.iter().filter(|outcome| !outcome.is_existing);
+                let made = i64::try_from(made.count()).unwrap_or(0);
+                (outcomes.len(), Part::of(*producer), made)
+            }
+            Event::Granted { identity, .. } => (1, identity.part(), 0),
+            Event::Answered { sent, verdict, .. } => {
+                let Some(Event::AnswerSent {
+                    answer, identity, ..
+                }) = state.events.get(*sent)
+                else {
+                    unreachable!("an answer that was not sent");
+                };
+                let settled = match verdict {
+                    Verdict::Applied(state) => answer.ends() || *state == Some(JobState::Dead),
+                    // Settled before its server ended, which nobody was told.
+                    Verdict::Lost(state) => state == "gone" || state == "dead",
+                    Verdict::Already => false,
+                };
+                (1, identity.part(), -i64::from(settled))
+            }
+            _ => (0, Part::Plain, 0),
         };
         state.operations += operations as u64;
-        state.backlog += backlog;
+        state.backlog[part as usize] += backlog;
         state.events.push(event);
         let place = state.events.len() - 1;
         drop(state);
@@ -206,8 +252,9 @@ impl Shared {
     }
 
     /// Waits while there is too much to do already; whether pushing goes on.
-    pub(crate) fn may_push(&self) -> bool {
-        let state = self.wait(|state| state.backlog < BACKLOG_MAX || state.phase != Phase::Load);
+    pub(crate) fn may_push(&self, part: Part) -> bool {
+        let is_met = |state: &State| state.backlog[part as usize] < backlog_max(part);
+        let state = self.wait(|state| is_met(state) || state.phase != Phase::Load);
         state.is_some_and(|state| state.phase == Phase::Load)
     }
 

@@ -1,14 +1,20 @@
 //! A connection that speaks the protocol's types, and says when it is gone.
 
-use std::{io, net::SocketAddr};
+use std::{collections::BTreeSet, io, net::SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use ganger_protocol::{
-    NamespaceName, VERSION, WireError,
-    request::{Hello, Operation, ProducerHello, Request, SessionHello},
-    response::{Body, HelloReply, Message},
+    JobId, NamespaceName, VERSION, WireError,
+    batch::BatchView,
+    request::{
+        BatchList, DeadList, Hello, Operation, ProducerHello, QueueList, Request, SessionHello,
+    },
+    response::{BatchesReply, Body, HelloReply, JobsReply, Message, QueueView, QueuesReply},
 };
+use serde::de::DeserializeOwned;
 use support::Connection;
+
+use crate::plan::QUEUES;
 
 /// The connection has ended, or the server says that it is about to.
 #[derive(Debug)]
@@ -75,5 +81,68 @@ impl Link {
                 Message::Notice(_) | Message::Unknown { .. } => {}
             }
         }
+    }
+}
+
+/// A connection of somebody who looks on, to a server that does not end meanwhile.
+pub(crate) struct Asker(Link);
+
+impl Asker {
+    pub(crate) fn to(address: SocketAddr) -> Self {
+        let (link, hello) = Link::open(address, None, None).expect("a live server");
+        hello.expect("accepted");
+        Self(link)
+    }
+
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, operation: Operation) -> T {
+        self.0.send(operation).expect("a live server");
+        let (_, result) = self.0.reply().expect("a reply");
+        result.expect("ok").read().expect("a reply to this request")
+    }
+
+    pub(crate) fn queues(&mut self) -> Vec<QueueView> {
+        let list = Operation::QueueList(QueueList::default());
+        self.ask::<QueuesReply>(list).queues
+    }
+
+    pub(crate) fn dead(&mut self) -> BTreeSet<JobId> {
+        let page = |asker: &mut Self, queue: &str, cursor| {
+            let list = Operation::DeadList(DeadList {
+                queue: queue.parse().expect("a name"),
+                newest_first: false,
+                cursor,
+                limit: 1_000,
+            });
+            let page: JobsReply = asker.ask(list);
+            (page.jobs, page.cursor)
+        };
+        let jobs = QUEUES.map(|queue| self.pages(|asker, cursor| page(asker, queue, cursor)));
+        jobs.iter().flatten().map(|job| job.id).collect()
+    }
+
+    pub(crate) fn batches(&mut self, settled: bool) -> Vec<BatchView> {
+        self.pages(|asker, cursor| {
+            let list = Operation::BatchList(BatchList {
+                settled,
+                cursor,
+                limit: 1_000,
+            });
+            let page: BatchesReply = asker.ask(list);
+            (page.batches, page.cursor)
+        })
+    }
+
+    /// All rows of a list.
+    fn pages<T>(
+        &mut self,
+        page: impl Fn(&mut Self, Option<String>) -> (Vec<T>, Option<String>),
+    ) -> Vec<T> {
+        let (mut rows, mut cursor) = page(self, None);
+        while cursor.is_some() {
+            let (more, next) = page(self, cursor);
+            rows.extend(more);
+            cursor = next;
+        }
+        rows
     }
 }

@@ -1,15 +1,20 @@
 //! A campaign against the real process: producers and workers load a server, which is killed with
-//! SIGKILL again and again, now and then ended with SIGTERM, and started over what it left. In the
-//! end everything is settled, and the whole history is checked against the rules of a queue.
+//! SIGKILL again and again, now and then ended with SIGTERM, and started over what it left. Plain
+//! jobs, limits, batches, a cron entry and unique keys are played at once. In the end everything is
+//! settled, and the whole history is checked against the rules of a queue.
 //!
 //! `GANGER_CRASH_KILLS` says how often (default 5), `GANGER_CRASH_SEED` repeats what is pushed and
 //! answered; the threads race as they like. `GANGER_CRASH_DIR` keeps the data directory there.
 
+mod batches;
 mod check;
 mod history;
+mod limits;
 mod link;
 mod plan;
 mod producer;
+mod ticks;
+mod unique;
 mod worker;
 
 use std::{
@@ -22,24 +27,24 @@ use std::{
 
 use ganger_protocol::{
     JobId,
-    request::{DeadList, DeadSelect, Operation, QueueList},
-    response::{CountReply, JobsReply, QueuesReply},
+    request::{DeadSelect, Operation},
+    response::{CountReply, Counters, QueueView},
 };
 use ganger_server::{clock::Stopwatch, upkeep::examine};
 use support::Process;
 
 use self::{
+    batches::Batcher,
     check::Remains,
     history::{End, Event, Phase, Shared},
-    link::Link,
-    plan::Plan,
+    link::Asker,
+    plan::{LIMITED, Plan},
     producer::Producer,
     worker::Worker,
 };
 
 const EXECUTABLE: &str = env!("CARGO_BIN_EXE_ganger-under-test");
 
-const PRODUCERS: u16 = 3;
 const WORKERS: u16 = 4;
 
 /// Acknowledged operations between two ends, at least.
@@ -73,6 +78,9 @@ fn main() -> ExitCode {
     let shared = Shared::new(server.address);
     let plan = Plan { seed };
     let mut tally = Tally::default();
+    let mut asker = Asker::to(server.address);
+    limits::set(&mut asker);
+    ticks::set(&mut asker, plan);
     let mut remains = thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|number| {
@@ -82,7 +90,8 @@ fn main() -> ExitCode {
                 })
             })
             .collect();
-        let producers: Vec<_> = (0..PRODUCERS)
+        let batcher = scope.spawn(|| Batcher::new(plan, &shared).run());
+        let producers: Vec<_> = (0..=LIMITED)
             .map(|number| {
                 scope.spawn({
                     let shared = &shared;
@@ -95,6 +104,10 @@ fn main() -> ExitCode {
         for producer in producers {
             producer.join().expect("a producer panicked");
         }
+        batcher.join().expect("the batcher panicked");
+        let mut asker = Asker::to(server.address);
+        limits::lift_rate(&mut asker, &shared);
+        ticks::pause(&mut asker);
         let is_settled = settle(&server, &shared);
         shared.enter(Phase::Over);
         for worker in workers {
@@ -119,6 +132,11 @@ fn main() -> ExitCode {
     }
     tally.recovery_ms.sort_unstable();
     let median = tally.recovery_ms.get(tally.recovery_ms.len() / 2);
+    for queue in &remains.queues {
+        print!("{} {} ", queue.name, queue.counters.pushed);
+    }
+    let met = check::met(&state.events);
+    println!("batches {} unique_met {met}", remains.batches.len());
     println!(
         "kills {} terminations {} operations {} jobs {} dead {} violations {} \
          median_recovery_ms {} max_recovery_ms {} seconds {}",
@@ -168,6 +186,9 @@ fn torment(
             End::Killed => tally.kills += 1,
             End::Terminated => tally.terminations += 1,
         }
+        if random.bool() {
+            limits::change(&mut Asker::to(server.address), shared, &mut random);
+        }
         end(server, how, data, shared);
         server = start(data);
         let recovery = server.ready["recovery_ms"].as_u64();
@@ -209,7 +230,7 @@ fn end(server: Process, how: End, data: &Path, shared: &Shared) {
 fn settle(server: &Process, shared: &Shared) -> bool {
     loop {
         let operations = shared.lock().operations;
-        let counters = look(server).counters;
+        let counters = sum(&Asker::to(server.address).queues());
         if counters.kept() == counters.dead {
             return true;
         }
@@ -222,7 +243,7 @@ fn settle(server: &Process, shared: &Shared) -> bool {
 
 /// Purges every dead job, and answers with their ids.
 fn purge(server: &Process, shared: &Shared) -> BTreeSet<JobId> {
-    let mut asker = Asker::to(server);
+    let mut asker = Asker::to(server.address);
     let dead = asker.dead();
     let ids: Vec<JobId> = dead.iter().copied().collect();
     for ids in ids.chunks(1_000) {
@@ -239,46 +260,24 @@ fn purge(server: &Process, shared: &Shared) -> BTreeSet<JobId> {
 }
 
 fn look(server: &Process) -> Remains {
-    let mut asker = Asker::to(server);
-    let queues: QueuesReply = asker.ask(Operation::QueueList(QueueList::default()));
-    let counters = queues.queues.first().map(|queue| queue.counters);
+    let mut asker = Asker::to(server.address);
+    let queues = asker.queues();
     Remains {
-        counters: counters.unwrap_or_default(),
+        counters: sum(&queues),
         dead: asker.dead(),
         purged: BTreeSet::new(),
+        limit: limits::show(&mut asker),
+        batches: [false, true].map(|settled| asker.batches(settled)).concat(),
+        cron: ticks::show(&mut asker),
+        queues,
     }
 }
 
-/// A connection of somebody who looks on.
-struct Asker(Link);
-
-impl Asker {
-    fn to(server: &Process) -> Self {
-        let (link, hello) = Link::open(server.address, None, None).expect("a live server");
-        hello.expect("accepted");
-        Self(link)
+/// Of all queues together.
+fn sum(queues: &[QueueView]) -> Counters {
+    let mut counters = Counters::default();
+    for queue in queues {
+        counters.add(&queue.counters);
     }
-
-    fn ask<T: serde::de::DeserializeOwned>(&mut self, operation: Operation) -> T {
-        self.0.send(operation).expect("a live server");
-        let (_, result) = self.0.reply().expect("a reply");
-        result.expect("ok").read().expect("a reply to this request")
-    }
-
-    fn dead(&mut self) -> BTreeSet<JobId> {
-        let (mut dead, mut cursor) = (BTreeSet::new(), None);
-        loop {
-            let page: JobsReply = self.ask(Operation::DeadList(DeadList {
-                queue: "default".parse().expect("a name"),
-                newest_first: false,
-                cursor,
-                limit: 1_000,
-            }));
-            dead.extend(page.jobs.iter().map(|job| job.id));
-            cursor = page.cursor;
-            if cursor.is_none() {
-                return dead;
-            }
-        }
-    }
+    counters
 }

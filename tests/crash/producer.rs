@@ -4,19 +4,25 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ganger_protocol::{
-    ErrorCode, WireError,
+    ErrorCode, JobSpec, WireError,
     request::{Operation, ProducerHello, Push},
     response::PushReply,
 };
 
 use crate::{
-    history::{Event, Shared},
+    history::{Event, Outcome, Shared},
     link::{Gone, Link},
-    plan::{Identity, Plan},
+    plan::{Identity, Part, Plan},
 };
 
 /// Unanswered pushes at most; the protocol allows 256.
-const UNANSWERED_MAX: usize = 200;
+fn unanswered_max(part: Part) -> usize {
+    match part {
+        // They count as waiting when they are answered, and few may wait.
+        Part::Limited => 20,
+        _ => 200,
+    }
+}
 
 pub(crate) struct Producer<'a> {
     pub(crate) number: u16,
@@ -77,8 +83,9 @@ impl<'a> Producer<'a> {
             in_flight.insert(link.send(self.push(seq))?, seq);
         }
         loop {
-            let target = self.random.usize(1..UNANSWERED_MAX);
-            while in_flight.len() < target && self.shared.may_push() {
+            let part = Part::of(self.number);
+            let target = self.random.usize(1..unanswered_max(part));
+            while in_flight.len() < target && self.shared.may_push(part) {
                 let seq = self.next_seq;
                 // Number n is not sent before n − 256 was answered.
                 if self
@@ -113,17 +120,7 @@ impl<'a> Producer<'a> {
     }
 
     fn answered(&mut self, seq: u64, reply: &PushReply) {
-        let ids: Option<Box<[_]>> = reply.results.iter().map(|result| result.id).collect();
-        let producer = self.number;
-        match ids {
-            Some(ids) => {
-                self.shared
-                    .record(Event::PushAnswered { producer, seq, ids });
-            }
-            None => self
-                .shared
-                .violation(format!("push {producer}/{seq} was refused: {reply:?}")),
-        }
+        answered(self.shared, self.number, seq, reply);
         self.unanswered.retain(|unanswered| *unanswered != seq);
     }
 
@@ -139,19 +136,41 @@ impl<'a> Producer<'a> {
 
     fn push(&self, seq: u64) -> Operation {
         let producer = self.number;
-        let identities = (0..self.plan.jobs_of_push(producer, seq)).map(|index| Identity {
+        Operation::Push(Push {
+            seq: Some(seq),
+            ..Push::of(jobs(self.plan, producer, seq))
+        })
+    }
+}
+
+/// The jobs of a push.
+pub(crate) fn jobs(plan: Plan, producer: u16, seq: u64) -> Vec<JobSpec> {
+    let spec = |index| {
+        plan.spec(Identity {
             producer,
             seq,
             index,
-        });
-        Operation::Push(Push {
-            jobs: identities
-                .map(|identity| self.plan.spec(identity))
-                .collect(),
-            atomic: false,
-            spread_ms: None,
-            by: None,
-            seq: Some(seq),
         })
+    };
+    (0..plan.jobs_of_push(producer, seq)).map(spec).collect()
+}
+
+/// Records what became of a push.
+pub(crate) fn answered(shared: &Shared, producer: u16, seq: u64, reply: &PushReply) {
+    let outcomes = reply.results.iter().map(|result| {
+        Some(Outcome {
+            id: result.id?,
+            is_existing: result.existing,
+        })
+    });
+    match outcomes.collect() {
+        Some(outcomes) => {
+            shared.record(Event::PushAnswered {
+                producer,
+                seq,
+                outcomes,
+            });
+        }
+        None => shared.violation(format!("push {producer}/{seq} was refused: {reply:?}")),
     }
 }

@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use ganger_protocol::{
-    DurationMs, ErrorCode, JobId, LeaseId, SessionId, WireError,
+    DurationMs, ErrorCode, JobId, LeaseId, SessionId, Timestamp, WireError,
+    cron::AT_HEADER,
     job::GrantedJob,
     request::{
         Ack, AckItem, Extend, ExtendItem, Fail, FailItem, Fetch, Goodbye, LeaseRef, Operation,
@@ -17,7 +18,7 @@ use ganger_server::clock::Stopwatch;
 use crate::{
     history::{Answer, End, Event, Phase, Shared, Verdict},
     link::{Gone, Link},
-    plan::Plan,
+    plan::{Identity, Part, Plan, QUEUES},
 };
 
 /// Long enough that no session is lost while a server starts again.
@@ -28,6 +29,7 @@ const FORGETTABLE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Held {
+    identity: Identity,
     since: Stopwatch,
     /// An answer made the grant durable.
     is_durable: bool,
@@ -47,8 +49,8 @@ struct Unanswered {
 #[derive(Debug)]
 enum Awaited {
     Answers(Vec<usize>),
-    /// Acks first, then fails.
-    Fetch(Vec<usize>, Vec<usize>),
+    /// Acks first, then fails; and when it was sent.
+    Fetch(Vec<usize>, Vec<usize>, Duration),
 }
 
 pub(crate) struct Worker<'a> {
@@ -198,8 +200,9 @@ impl<'a> Worker<'a> {
     fn round(&mut self, link: &mut Link, awaited: &mut BTreeMap<u64, Awaited>) -> Result<(), Gone> {
         let is_load = self.shared.phase() == Phase::Load;
         let mut by_answer: [Vec<usize>; 5] = Default::default();
-        let leases: Vec<(JobId, LeaseId)> = self.held.keys().copied().collect();
-        for (job, lease) in leases {
+        let leases = self.held.iter();
+        let leases: Vec<_> = leases.map(|(key, held)| (*key, held.identity)).collect();
+        for ((job, lease), identity) in leases {
             let answer = match self.random.u8(..100) {
                 _ if !is_load => Answer::Ack,
                 0..62 => Answer::Ack,
@@ -209,7 +212,7 @@ impl<'a> Worker<'a> {
                 85..92 => Answer::Extend,
                 _ => continue,
             };
-            by_answer[answer as usize].push(self.sent(job, lease, answer));
+            by_answer[answer as usize].push(self.sent(job, lease, answer, identity));
         }
         let [acks, fails, discards, releases, extends] = by_answer;
         let fails = [fails, discards].concat();
@@ -234,21 +237,29 @@ impl<'a> Worker<'a> {
             Phase::Over => 0,
             _ => self.random.u32(0..20),
         };
+        let mut queues = QUEUES;
+        self.random.shuffle(&mut queues);
         let fetch = Fetch {
-            queues: vec!["default".parse().expect("a name")],
+            queues: queues.map(|name| name.parse().expect("a name")).into(),
             max,
             wait_ms: DurationMs(self.random.u64(0..100)),
             acks: riding_acks.iter().map(|sent| self.ack(*sent)).collect(),
             fails: riding_fails.iter().map(|sent| self.fail(*sent)).collect(),
             ..Fetch::default()
         };
+        let asked = self.shared.elapsed();
         let id = link.send(Operation::Fetch(fetch))?;
-        awaited.insert(id, Awaited::Fetch(riding_acks, riding_fails));
+        awaited.insert(id, Awaited::Fetch(riding_acks, riding_fails, asked));
         Ok(())
     }
 
-    fn sent(&mut self, job: JobId, lease: LeaseId, answer: Answer) -> usize {
-        let sent = self.shared.record(Event::AnswerSent { job, lease, answer });
+    fn sent(&mut self, job: JobId, lease: LeaseId, answer: Answer, identity: Identity) -> usize {
+        let sent = self.shared.record(Event::AnswerSent {
+            job,
+            lease,
+            answer,
+            identity,
+        });
         let unanswered = Unanswered {
             sent,
             job,
@@ -334,24 +345,23 @@ impl<'a> Worker<'a> {
                 let reply: LeaseReply = body.read().expect("a reply to an answer");
                 self.settle(&sent, reply.results);
             }
-            Awaited::Fetch(acks, fails) => {
+            Awaited::Fetch(acks, fails, asked) => {
                 let reply: FetchReply = body.read().expect("a reply to fetch");
                 self.settle(&acks, reply.acks);
                 self.settle(&fails, reply.fails);
                 for job in reply.jobs {
-                    self.granted(job);
+                    self.granted(job, asked);
                 }
             }
         }
         Ok(())
     }
 
-    fn granted(&mut self, granted: GrantedJob) {
+    fn granted(&mut self, granted: GrantedJob, asked: Duration) {
         let (job, lease) = (granted.id, granted.lease);
-        let Some(identity) = self.plan.identify(&granted.payload) else {
-            self.shared.violation(format!(
-                "I2: {job}/{lease} has a payload that nobody pushed"
-            ));
+        let Some(identity) = self.identify(&granted) else {
+            self.shared
+                .violation(format!("I2: nobody pushed {job}/{lease}: {granted:?}"));
             return;
         };
         self.shared.record(Event::Granted {
@@ -360,19 +370,40 @@ impl<'a> Worker<'a> {
             lease,
             failures: granted.failures,
             identity,
+            asked,
+            told: self.shared.elapsed(),
         });
-        if let Some(delay) = self.plan.delay(identity) {
-            let now = ganger_server::clock::Clock::system().now().wall;
-            if now < granted.pushed_at.plus(delay) {
-                self.shared
-                    .violation(format!("I10: {job} was granted before its delay"));
-            }
+        let delayed = self.plan.delay(identity);
+        let due = match identity.part() {
+            Part::Tick => Some(Timestamp(identity.seq)),
+            _ => delayed.map(|delay| granted.pushed_at.plus(delay)),
+        };
+        let now = ganger_server::clock::Clock::system().now().wall;
+        if due.is_some_and(|due| now < due) {
+            self.shared
+                .violation(format!("I10: {job} was granted before its time"));
         }
         let held = Held {
+            identity,
             since: Stopwatch::start(),
             is_durable: false,
         };
         self.held.insert((job, lease), held);
+    }
+
+    /// Whose job this is: as its payload says, which must be as it was pushed, with the queue and
+    /// the key that it was pushed with. All jobs of a cron entry are pushed alike, and a header
+    /// tells them apart.
+    fn identify(&self, granted: &GrantedJob) -> Option<Identity> {
+        let mut identity = self.plan.identify(&granted.payload)?;
+        let spec = (identity.part().queue(), self.plan.key(identity));
+        if (granted.queue.as_str(), granted.key.clone()) != spec {
+            return None;
+        }
+        if identity.part() == Part::Tick {
+            identity.seq = granted.headers.get(AT_HEADER)?.parse().ok()?;
+        }
+        Some(identity)
     }
 
     fn settle(&mut self, sent: &[usize], results: Vec<LeaseResult>) {
