@@ -213,19 +213,20 @@ fn running(
 }
 
 /// Grants come no faster than every `1 / n` of `per_ms` behind the first `burst`, over restarts too.
-/// One was decided between the moments in which it was asked for and told; two steps are for those
-/// that a kill may forget, which some milliseconds of rest count against.
+/// One was decided between the moments in which it was asked for and told, by clocks of whole
+/// milliseconds.
 fn rate(key: &Tag, mut spans: Vec<Span>, broken: &mut Vec<String>) {
     spans.sort_unstable_by_key(|span| span.grant.lease);
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     let step = micros(Duration::from_millis(RATE.per_ms.0)) / i64::from(RATE.n);
-    let burst = i64::from(RATE.burst.unwrap_or(RATE.n)) + 2;
+    let burst = i64::from(RATE.burst.unwrap_or(RATE.n));
+    let rounding = micros(Duration::from_millis(2));
     // From the ith to the jth are j − i + 1, of which all but `burst` take a step each.
     let mut least = i64::MAX;
     for (nth, span) in (0..).zip(&spans) {
         least = least.min(nth * step - micros(span.grant.asked));
         let ahead = nth * step - micros(span.grant.told) - least;
-        if ahead + step > burst * step {
+        if ahead + step > burst * step + rounding {
             broken.push(format!(
                 "limits: {key} is {ahead} µs before its rate: {span:?}"
             ));

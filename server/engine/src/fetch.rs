@@ -199,7 +199,8 @@ impl Engine {
     /// Whether the next tick may find something for a fetch that found nothing: more must be read, or
     /// the rate of a key has let its jobs through.
     fn is_for_the_tick(&mut self, now: Now, namespace: &NamespaceName, fetch: &Fetch) -> bool {
-        if self.keys.next().is_some_and(|at| at <= now.mono) {
+        let is_free = self.keys.next().is_some_and(|at| at <= now.mono);
+        if is_free || self.keys.has_unread() {
             return true;
         }
         let mut candidates = self.candidates(namespace, fetch).into_iter();
@@ -314,8 +315,8 @@ impl Engine {
             ),
         };
         self.unwatch_expiry(id, content.expires_at);
-        self.use_rate_of_queue(now, queue);
-        let lane = self.key_slot(now, &place.run.lane, id, &content);
+        let uses_rate = self.use_rate_of_queue(now, queue);
+        let (lane, uses_rate_of_key) = self.key_slot(now, &place.run.lane, id, &content);
         let key = self.key_at_grant(id, &content, attempt);
         let (number, reserved) = self.take_number();
         let number = lease_id(number);
@@ -370,6 +371,10 @@ impl Engine {
         let stand = (Some(JobState::Leased), None);
         self.tell(now, EventName::Granted, subject, stand);
         grants.after = grants.after.max(group).max(reserved);
+        if uses_rate || uses_rate_of_key {
+            // The rate would be passed after a crash that takes the grant back.
+            grants.after = self.group.number;
+        }
         if grants.after == self.group.number {
             self.group.is_awaited = true;
         }
@@ -394,14 +399,17 @@ impl Engine {
         });
     }
 
-    /// A job of this content is granted from a lane: its key has one slot less. The lane of its key.
-    fn key_slot(&mut self, now: Now, from: &Lane, job: JobId, content: &Content) -> u64 {
-        let Some(key) = &content.key else { return 0 };
+    /// A job of this content is granted from a lane: its key has one slot less. The lane of its key, and
+    /// whether that has a rate.
+    fn key_slot(&mut self, now: Now, from: &Lane, job: JobId, content: &Content) -> (u64, bool) {
+        let Some(key) = &content.key else {
+            return (0, false);
+        };
         let known = self.keys.remembered(job);
         let lane = known.unwrap_or_else(|| self.lane_of_job(from.queue, Some(content)));
-        self.take_slot(now, lane, from.queue, key);
+        let has_rate = self.take_slot(now, lane, from.queue, key);
         self.has_left_lane(now.mono, *from, (job, Some(content)));
-        lane
+        (lane, has_rate)
     }
 
     fn stand(&mut self, session: SessionId, origin: Origin, fetch: Fetch, until: Until) {

@@ -387,17 +387,18 @@ impl Engine {
         }
     }
 
-    /// A job of a key is granted.
-    pub(crate) fn take_slot(&mut self, now: Now, lane: u64, queue: QueueNumber, key: &Tag) {
+    /// A job of a key is granted; whether the key has a rate.
+    pub(crate) fn take_slot(&mut self, now: Now, lane: u64, queue: QueueNumber, key: &Tag) -> bool {
         self.keys.take_slot(lane);
         let Some(queue) = self.queues.find(queue) else {
-            return;
+            return false;
         };
-        if let Some(limit) = self.limits.of_key(&queue.record.namespace, key)
-            && limit.rate.is_some()
-        {
-            self.keys.use_rate(lane, limit, now.mono);
-        }
+        let limit = self.limits.of_key(&queue.record.namespace, key);
+        let Some(limit) = limit.filter(|limit| limit.rate.is_some()) else {
+            return false;
+        };
+        self.keys.use_rate(lane, limit, now.mono);
+        true
     }
 
     /// A lease of a job of a key has ended.

@@ -503,13 +503,16 @@ impl Engine {
         }
     }
 
-    /// A job of a queue is granted: that uses one of the rate of its limit.
-    pub(crate) fn use_rate_of_queue(&mut self, now: Now, number: QueueNumber) {
-        if let Some(queue) = self.queues.find_mut(number)
-            && let Some(limit) = &queue.limit
-        {
-            queue.rate_used = limit.use_one(queue.rate_used, self.keys.opened, now.mono);
-        }
+    /// A job of a queue is granted: that uses one of the rate of its limit; whether that has one.
+    pub(crate) fn use_rate_of_queue(&mut self, now: Now, number: QueueNumber) -> bool {
+        let Some(queue) = self.queues.find_mut(number) else {
+            return false;
+        };
+        let Some(limit) = &queue.limit else {
+            return false;
+        };
+        queue.rate_used = limit.use_one(queue.rate_used, self.keys.opened, now.mono);
+        limit.rate.is_some()
     }
 
     /// Whether a queue stands at its limit. When a time ends that, it is noted.

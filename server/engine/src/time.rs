@@ -175,9 +175,12 @@ impl Engine {
         outcome.lapsed = self.batches.take_lapsed();
     }
 
-    /// Answers the fetches that have waited long enough. Where queues are being read they wait on, since
-    /// it is known after that whether something is there.
+    /// Answers the fetches that have waited long enough. While something is being read they wait on, since
+    /// it is known after that whether a job is there.
     fn end_late_waits(&mut self, now: Now, outcome: &mut Outcome) {
+        if self.keys.has_unread() {
+            return;
+        }
         let is_read =
             |queue: &QueueNumber| !self.unserved.contains(queue) && !self.awakened.contains(queue);
         let may_end = |waiter: &Waiter| waiter.queues.iter().all(is_read);

@@ -13,6 +13,8 @@ pub mod outbox;
 mod ring;
 pub mod scan;
 mod shards;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use std::{

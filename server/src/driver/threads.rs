@@ -240,7 +240,7 @@ impl Shard {
     }
 
     /// Sleeps until the next thing is due, does a bounded slice of it, and so on.
-    async fn run_timer(&self) {
+    pub(super) async fn run_timer(&self) {
         loop {
             let wait = {
                 let mut inner = self.lock();

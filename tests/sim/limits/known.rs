@@ -117,16 +117,14 @@ struct Timed {
     number: u64,
     /// Between which moments it was decided.
     between: (u64, u64),
-    group: u64,
 }
 
 /// The circumstances of a grant that was told.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision {
     pub session: SessionId,
-    /// Between which moments it was decided, and in which group at most.
+    /// Between which moments it was decided.
     pub between: (u64, u64),
-    pub group: u64,
     /// The operation that asked.
     pub asked: u64,
     /// It was decided under the limits that are in force.
@@ -254,9 +252,6 @@ impl Known {
         }
         if has_jumps {
             self.series.clear();
-        }
-        for series in self.series.values_mut() {
-            series.retain(|timed| timed.group <= group);
         }
         self.unknown_until = now;
         Ok(())
@@ -394,12 +389,9 @@ impl Known {
             let last = self.last_grant.entry(subject).or_default();
             *last = now.max(*last);
             if by.is_exact {
-                let group = by.group;
-                let between = by.between;
                 let timed = Timed {
                     number,
-                    between,
-                    group,
+                    between: by.between,
                 };
                 self.check_rate(subject, timed)?;
             }
@@ -532,8 +524,7 @@ impl Known {
         let Some((_, set)) = self.limit_of(subject) else {
             return true;
         };
-        // Who holds a key may have to be read first, too.
-        if set.sequence {
+        if set.sequence && self.possibly_running(subject) > 0 {
             return false;
         }
         if set

@@ -19,12 +19,12 @@ use crate::{
 };
 
 impl World {
-    /// A request was answered: it was applied in a group, as the operation of this number.
+    /// A request was answered: it was applied as the operation of this number.
     pub fn limit_reply(
         &mut self,
         caller: Caller,
         asked: AskedLimit,
-        (group, operation): (u64, u64),
+        operation: u64,
         answer: Result<ReplyBody, WireError>,
         context: Context,
     ) -> Checked {
@@ -42,7 +42,7 @@ impl World {
             }
             (AskedLimit::Fetch(fetch), Ok(ReplyBody::Fetch(reply))) => {
                 let is_now = context.by == Some(caller);
-                self.limited_fetched(&fetch, reply, (group, operation), (is_now, context.group))
+                self.limited_fetched(&fetch, reply, operation, is_now)
             }
             (AskedLimit::Answer(token, grants), Ok(ReplyBody::Lease(reply))) => {
                 self.limited_answered((token, grants), &reply.results[0], operation);
@@ -99,8 +99,8 @@ impl World {
         &mut self,
         fetch: &AskedFetch,
         reply: FetchReply,
-        (group, operation): (u64, u64),
-        (is_now, group_now): (bool, u64),
+        operation: u64,
+        is_now: bool,
     ) -> Checked {
         let now = self.elapsed();
         for ((token, _), result) in fetch.acks.iter().zip(&reply.acks) {
@@ -119,7 +119,6 @@ impl World {
         let by = Decision {
             session: fetch.session,
             between: (fetch.at, if is_at_once { fetch.at } else { now }),
-            group: if is_at_once { group } else { group_now },
             asked: operation,
             is_exact: fetch.changes == self.limits.known.changes,
             is_alone,

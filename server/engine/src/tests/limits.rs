@@ -191,6 +191,20 @@ fn a_rate_of_a_queue_wakes_who_waits() {
 }
 
 #[test]
+fn a_grant_under_a_rate_is_told_when_it_is_durable() {
+    for (target, is_awaited) in [("key/a", true), ("queue/work", true), ("key/b", false)] {
+        let mut world = World::new();
+        world.limit(target, |set| set.rate = Some(one_in(5)));
+        world.push_all(many("a", 0..3));
+        world.commit();
+        let worker = world.worker();
+        world.commit();
+        world.fetch(worker, "work", 1);
+        assert_eq!(world.engine.is_awaited(), is_awaited, "{target}");
+    }
+}
+
+#[test]
 fn a_rate_is_not_passed_over_a_restart_and_a_rest_counts() {
     let mut world = World::new();
     let rate = Rate {

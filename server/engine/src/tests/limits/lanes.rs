@@ -118,8 +118,12 @@ fn a_fetch_that_does_not_wait_finds_what_is_there_while_lanes_are_read_after_a_r
     world.push_all(jobs.collect());
     world.reopen();
     let worker = world.worker();
-    assert_eq!(world.fetch(worker, "work", 1).len(), 1);
-    assert_eq!(world.fetch(worker, "work", 600).len(), 599);
+    let mut count = 0;
+    while count < 600 {
+        let granted = world.fetch(worker, "work", 600).len();
+        assert!(granted > 0, "{count} were granted");
+        count += granted;
+    }
     assert!(world.fetch(worker, "work", 1).is_empty());
 }
 

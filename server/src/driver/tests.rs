@@ -1,0 +1,103 @@
+//! Who gets on while a shard is busy. What a shard does in order is tested by the simulator.
+
+use std::sync::atomic::AtomicBool;
+
+use ganger_engine::Options;
+use ganger_protocol::{
+    JobSpec, Kind,
+    request::{Operation, Push},
+};
+
+use super::*;
+use crate::{
+    clock::ManualClock,
+    store::{CheckpointProgress, StoreOptions, memory::MemoryDisk},
+};
+
+/// A shard whose threads do not run.
+fn shard(options: &StoreOptions) -> (Shard, ManualClock) {
+    let clock = ManualClock::default();
+    let (store, recovered) = MemoryDisk::new().open(options).unwrap();
+    let now = clock.clock().now();
+    let core = Core::open(now, Options::default(), Arc::new(store), recovered);
+    let fatal = CancellationToken::new();
+    let shard = Shard::new(core, clock.clock(), fatal, &Pace::default());
+    (shard, clock)
+}
+
+fn push(shard: &Shard, job: JobSpec) {
+    let origin = Origin {
+        caller: Caller {
+            connection: ConnectionId(1),
+            request: 1,
+        },
+        namespace: NamespaceName::default(),
+        session: None,
+        producer: None,
+    };
+    let push = Operation::Push(Push::of(vec![job]));
+    shard.submit([Command::Request(origin, push)]);
+}
+
+fn sync(shard: &Shard) {
+    let mut inner = shard.lock();
+    inner.core.seal(shard.clock.now()).unwrap();
+    let durable = shard.store.sync().unwrap();
+    inner.core.synced(durable);
+}
+
+#[test]
+fn whoever_waits_for_the_lock_gets_it_before_one_that_gives_way() {
+    let (shard, _) = shard(&StoreOptions::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.unwrap();
+    for _ in 0..100 {
+        let is_served = AtomicBool::new(false);
+        let inner = shard.lock();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _inner = shard.lock();
+                is_served.store(true, Ordering::Release);
+            });
+            while shard.lock_waiters.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            drop(inner);
+            runtime.block_on(shard.give_way());
+            drop(shard.lock());
+            assert!(is_served.load(Ordering::Acquire));
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_are_due_wait_while_the_store_has_little_room_left() {
+    let (shard, clock) = shard(&StoreOptions {
+        overlay_bytes_max: 64 << 10,
+        ..StoreOptions::default()
+    });
+    let kind = || "mail".parse::<Kind>().unwrap();
+    let due = JobSpec {
+        delay_ms: Some(DurationMs(10)),
+        ..JobSpec::new(kind(), "")
+    };
+    push(&shard, due);
+    while !shard.store.is_filling() {
+        push(&shard, JobSpec::new(kind(), vec![0; 1 << 10]));
+        sync(&shard);
+    }
+    assert!(!shard.store.is_full(), "there is room for others");
+    clock.advance(DurationMs(10));
+    let is_due = || shard.look(|core| core.next_wakeup(clock.clock().now()) == Some(DurationMs(0)));
+    let second = Duration::from_secs(1);
+    tokio::time::timeout(second, shard.run_timer())
+        .await
+        .unwrap_err();
+    assert!(is_due());
+    while shard.store.checkpoint_slice().unwrap() != CheckpointProgress::Done {}
+    assert!(!shard.store.is_filling());
+    tokio::time::timeout(second, shard.run_timer())
+        .await
+        .unwrap_err();
+    assert!(!is_due());
+}
