@@ -57,8 +57,9 @@ use crate::{
 /// Sessions stop reading while so many bytes are not durable.
 const UNDURABLE_BYTES_MAX: usize = 16 << 20;
 
-/// A second sync begins beside the one under way only while no more replies wait for that: it halves
-/// the wait where few work, and would only make more and smaller groups where many do.
+/// A second sync begins beside the one under way only while no more replies wait for that or are being
+/// sent after it: it halves the wait where few work, and would only make more and smaller groups where
+/// many do.
 const LONELY_REPLIES_MAX: usize = 3;
 
 /// Lists that may be read at the same time; more are refused.
@@ -75,6 +76,8 @@ pub struct Shard {
     dirty: Condvar,
     /// Wakes the second one.
     needed: Condvar,
+    /// Replies that the sync threads are sending.
+    sending: AtomicUsize,
     /// Wakes the timer when something is due earlier than it thinks.
     earlier: Notify,
     /// Wakes the sessions that wait until more is durable.
@@ -183,6 +186,7 @@ impl Shard {
             lock_waits: AtomicUsize::new(0),
             dirty: Condvar::new(),
             needed: Condvar::new(),
+            sending: AtomicUsize::new(0),
             earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
@@ -272,7 +276,7 @@ impl Shard {
         if inner.core.undurable_bytes() > UNDURABLE_BYTES_MAX {
             self.is_congested.store(true, Ordering::Release);
         }
-        let syncing = inner.wake_sync();
+        let syncing = self.wake_sync(&mut inner);
         let is_earlier = inner.wake_timer(now);
         drop(inner);
         match syncing {
@@ -284,6 +288,35 @@ impl Shard {
             self.earlier.notify_one();
         }
         delivery.send(now.mono);
+    }
+
+    /// The thread that is to be woken to sync what has changed.
+    fn wake_sync(&self, inner: &mut Inner) -> Option<Part> {
+        let (part, is_woken) = match inner.sync_sleeps {
+            Sleep::Waking => return None,
+            Sleep::Not => (
+                Part::Second,
+                inner.second_sleeps && self.wants_second(inner),
+            ),
+            Sleep::UntilDirty => (Part::First, inner.core.is_unsynced()),
+            Sleep::UntilAwaited => (Part::First, inner.core.is_awaited()),
+        };
+        if !is_woken {
+            return None;
+        }
+        match part {
+            Part::First => inner.sync_sleeps = Sleep::Waking,
+            Part::Second => inner.second_sleeps = false,
+        }
+        Some(part)
+    }
+
+    /// Whether the second sync thread has something to do.
+    fn wants_second(&self, inner: &Inner) -> bool {
+        let under_way = inner.core.syncing_replies() + self.sending.load(Ordering::Acquire);
+        inner.sync_sleeps == Sleep::Not
+            && inner.core.is_awaited()
+            && under_way <= LONELY_REPLIES_MAX
     }
 
     /// Waits while too much is not durable. Cancel-safe: nothing is taken.
@@ -433,24 +466,6 @@ impl Shard {
 }
 
 impl Inner {
-    /// The thread that is to be woken to sync what has changed.
-    fn wake_sync(&mut self) -> Option<Part> {
-        let (part, is_woken) = match self.sync_sleeps {
-            Sleep::Waking => return None,
-            Sleep::Not => (Part::Second, self.second_sleeps && self.core.is_awaited()),
-            Sleep::UntilDirty => (Part::First, self.core.is_unsynced()),
-            Sleep::UntilAwaited => (Part::First, self.core.is_awaited()),
-        };
-        if !is_woken {
-            return None;
-        }
-        match part {
-            Part::First => self.sync_sleeps = Sleep::Waking,
-            Part::Second => self.second_sleeps = false,
-        }
-        Some(part)
-    }
-
     /// Whether the timer is to be woken, since something is due earlier than it thinks.
     fn wake_timer(&mut self, now: Now) -> bool {
         let Some(wait) = self.core.next_wakeup(now) else {
@@ -462,13 +477,6 @@ impl Inner {
             self.timer_at = Some(due);
         }
         is_earlier
-    }
-
-    /// Whether the second sync thread has something to do.
-    fn wants_second(&self) -> bool {
-        self.sync_sleeps == Sleep::Not
-            && self.core.is_awaited()
-            && self.core.syncing_replies() <= LONELY_REPLIES_MAX
     }
 
     fn route(&mut self, released: Released, delivery: &mut Delivery) {

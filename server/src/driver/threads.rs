@@ -106,8 +106,11 @@ impl Shard {
         let released: Released = inner.core.synced(durable);
         inner.route(released, &mut delivery);
         let is_relieved = inner.core.undurable_bytes() <= UNDURABLE_BYTES_MAX / 2;
+        let replies = delivery.replies.len();
+        self.sending.fetch_add(replies, Ordering::AcqRel);
         drop(inner);
         delivery.send(self.clock.now().mono);
+        self.sending.fetch_sub(replies, Ordering::AcqRel);
         if is_relieved && self.is_congested.swap(false, Ordering::AcqRel) {
             self.room.notify_waiters();
         }
@@ -157,7 +160,7 @@ impl Shard {
             if inner.is_stopping || self.has_failed() {
                 return None;
             }
-            if inner.wants_second() {
+            if self.wants_second(&inner) {
                 return Some(inner);
             }
             inner.second_sleeps = true;

@@ -77,7 +77,7 @@ pub struct Job {
     pub moved: Option<(usize, u8, u64)>,
     /// How often it was to be moved.
     pub moves: u32,
-    /// Grants that were told.
+    /// Grants that were told, and moments after which some may not have been.
     pub grants: u32,
     pub may_expire: bool,
     /// Its cancellation was asked for: its leases may be revoked.
@@ -262,6 +262,7 @@ impl Known {
         for job in &mut self.jobs {
             job.is_fresh = false;
             job.waits_again = None;
+            job.grants += 1;
         }
         self.unknown_until = now;
     }
