@@ -314,7 +314,8 @@ pub struct Fetch {
     /// How many jobs at most, 0…1000, default 1. With 0 only the carried answers count.
     #[serde(default = "one")]
     pub max: u32,
-    /// How long to wait for the first job, in ms, 0…60 000, default 0.
+    /// How long to wait for the first job, in ms, 0…60 000, default 0: until it is known whether there
+    /// is one.
     pub wait_ms: DurationMs,
     /// Acks that ride along.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -401,9 +401,9 @@ impl World {
                 u64::from(set.weight.unwrap_or_default()),
             ],
         );
-        let at = (self.open_group(), self.elapsed());
+        let group = self.open_group();
         let known = &mut self.limits.known;
-        known.set_limit(at, target, Some(set.clone()));
+        known.set_limit(group, target, Some(set.clone()));
         let operation = Operation::LimitSet(Box::new(set.clone()));
         self.ask_limit(operation, AskedLimit::Set(set))
     }
@@ -414,14 +414,14 @@ impl World {
     }
 
     fn delete_limit_of(&mut self, target: LimitTarget) -> Checked {
-        let at = (self.open_group(), self.elapsed());
+        let group = self.open_group();
         let was_there = self.limits.known.limit(&target).is_some();
         self.trace.note(
             self.elapsed(),
             "a limit is deleted, and was there: {}",
             &[u64::from(was_there)],
         );
-        self.limits.known.set_limit(at, target.clone(), None);
+        self.limits.known.set_limit(group, target.clone(), None);
         let one = OneLimit::of(target);
         let asked = AskedLimit::Delete(was_there);
         self.ask_limit(Operation::LimitDelete(one), asked)

@@ -196,15 +196,17 @@ impl Engine {
         candidates
     }
 
-    /// Whether the next tick may find something for a fetch that found nothing: more must be read, or
-    /// the rate of a key has let its jobs through.
+    /// Whether the next tick may find something for a fetch that found nothing: more must be read or
+    /// moved, or the rate of a key has let its jobs through.
     fn is_for_the_tick(&mut self, now: Now, namespace: &NamespaceName, fetch: &Fetch) -> bool {
-        let is_free = self.keys.next().is_some_and(|at| at <= now.mono);
-        if is_free || self.keys.has_unread() {
+        if self.keys.next().is_some_and(|at| at <= now.mono) {
             return true;
         }
+        let unread = self.keys.unread_queues();
         let mut candidates = self.candidates(namespace, fetch).into_iter();
-        candidates.any(|(queue, _)| self.next_lane(now, queue) == Next::Later)
+        candidates.any(|(queue, _)| {
+            unread.contains(&queue) || self.next_lane(now, queue) != Next::Nothing
+        })
     }
 
     /// Takes jobs for a fetch, in its order.
@@ -373,7 +375,7 @@ impl Engine {
         grants.after = grants.after.max(group).max(reserved);
         if uses_rate || uses_rate_of_key {
             // The rate would be passed after a crash that takes the grant back.
-            grants.after = self.group.number;
+            grants.after = grants.after.max(self.group.number);
         }
         if grants.after == self.group.number {
             self.group.is_awaited = true;

@@ -189,6 +189,13 @@ impl Keys {
         !self.unread.is_empty()
     }
 
+    /// The queues in which jobs wait until it is read who holds their key.
+    pub(crate) fn unread_queues(&self) -> BTreeSet<QueueNumber> {
+        let states = self.unread.iter().filter_map(|lane| self.states.get(lane));
+        let parked = states.flat_map(|state| &state.parked);
+        parked.map(|(queue, _)| *queue).collect()
+    }
+
     /// How many jobs of a key wait in the shared lane, as far as they were counted: fewer when more
     /// keys than are counted wait, or when they were pushed before the start.
     pub(crate) fn counted(&self, lane: Lane) -> u32 {

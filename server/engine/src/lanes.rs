@@ -613,13 +613,15 @@ impl Engine {
             };
             return if was_read { Vec::new() } else { vec![need] };
         }
-        let unread = ring.unread_lanes().map(|(lane, window)| {
+        let unread = ring.unread_lanes().flat_map(|(lane, window)| {
+            let hold = self.need_of_hold(lane);
             let lane = Lane {
                 queue,
                 priority,
                 lane,
             };
-            self.need_of_heads(lane, window.end)
+            hold.into_iter()
+                .chain([self.need_of_heads(lane, window.end)])
         });
         unread.collect()
     }

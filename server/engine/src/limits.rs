@@ -39,8 +39,6 @@ pub(crate) struct Limit {
     /// Whether it was there before the server started: what was granted under it then is not known,
     /// and taken to be all that it allowed.
     is_recovered: bool,
-    /// When it began to count in the place of another; 0: before the server started.
-    since: Nanos,
 }
 
 /// What of a rate is used.
@@ -78,11 +76,8 @@ impl Limit {
 
     fn used_until(&self, rate: &Rate, used: Option<Used>, opened: Opened) -> Nanos {
         match used {
-            // What was granted under another limit counts for a burst of this one at most.
-            Some(used) if used.at <= self.since => {
-                used.until.min(self.since.saturating_add(whole(rate)))
-            }
-            Some(used) => used.until,
+            // Another limit may have let it through: that uses a whole burst of this one at most.
+            Some(used) => used.until.min(used.at.saturating_add(whole(rate))),
             None if self.is_recovered => opened.used_up(rate),
             None => 0,
         }
@@ -189,19 +184,6 @@ impl Named {
             }
         }
     }
-
-    /// Limits of shorter prefixes count from now on where one was removed.
-    fn count_from(&mut self, removed: Pattern<'_>, now: Nanos) {
-        let (Pattern::Name(name) | Pattern::Prefix(name)) = removed;
-        for length in self.lengths.keys() {
-            let limit = name
-                .get(..*length)
-                .and_then(|prefix| self.prefixes.get_mut(prefix));
-            if let Some(limit) = limit {
-                limit.since = now;
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -256,10 +238,10 @@ pub(crate) struct Limits {
 impl Limits {
     /// Takes a limit in as the store has it.
     pub(crate) fn recover(&mut self, record: LimitRecord) {
-        self.insert(record, true, 0);
+        self.insert(record, true);
     }
 
-    fn insert(&mut self, record: LimitRecord, is_recovered: bool, since: Nanos) {
+    fn insert(&mut self, record: LimitRecord, is_recovered: bool) {
         let LimitRecord {
             namespace,
             target,
@@ -275,7 +257,6 @@ impl Limits {
             weight,
             sequence,
             is_recovered,
-            since,
         };
         let scope = self.scopes.entry(namespace.clone()).or_default();
         if scope.named_mut(&target).insert(pattern(&target), limit) {
@@ -284,15 +265,9 @@ impl Limits {
         self.order.entry(namespace).or_default().insert(target);
     }
 
-    fn remove(
-        &mut self,
-        namespace: &NamespaceName,
-        target: &LimitTarget,
-        now: Nanos,
-    ) -> Option<Limit> {
-        let named = self.scopes.get_mut(namespace)?.named_mut(target);
-        let limit = named.remove(pattern(target))?;
-        named.count_from(pattern(target), now);
+    fn remove(&mut self, namespace: &NamespaceName, target: &LimitTarget) -> Option<Limit> {
+        let scope = self.scopes.get_mut(namespace)?;
+        let limit = scope.named_mut(target).remove(pattern(target))?;
         self.count -= 1;
         self.sequences -= usize::from(limit.sequence);
         if let Some(order) = self.order.get_mut(namespace) {
@@ -346,7 +321,6 @@ impl Limits {
 impl Engine {
     pub(crate) fn limit_set(
         &mut self,
-        now: Now,
         origin: &Origin,
         set: &LimitSet,
     ) -> Result<ReplyBody, WireError> {
@@ -370,9 +344,8 @@ impl Engine {
             sequence: set.sequence,
         };
         if self.limits.record(namespace, &target).as_ref() != Some(&record) {
-            let now = nanos(now.mono);
-            self.limits.remove(namespace, &target, now);
-            self.limits.insert(record, is_recovered, now);
+            self.limits.remove(namespace, &target);
+            self.limits.insert(record, is_recovered);
             self.group.touch_limit(namespace.clone(), target.clone());
             self.limit_has_changed(namespace, &target);
         }
@@ -381,14 +354,12 @@ impl Engine {
 
     pub(crate) fn limit_delete(
         &mut self,
-        now: Now,
         origin: &Origin,
         one: &OneLimit,
     ) -> Result<ReplyBody, WireError> {
         let target = one.target().ok_or_else(ambiguous)?;
         let namespace = &origin.namespace;
-        let removed = self.limits.remove(namespace, &target, nanos(now.mono));
-        if removed.is_none() {
+        if self.limits.remove(namespace, &target).is_none() {
             return Err(unknown(&target));
         }
         self.group.touch_limit(namespace.clone(), target.clone());
@@ -511,8 +482,9 @@ impl Engine {
         let Some(limit) = &queue.limit else {
             return false;
         };
-        queue.rate_used = limit.use_one(queue.rate_used, self.keys.opened, now.mono);
-        limit.rate.is_some()
+        let used = limit.use_one(queue.rate_used, self.keys.opened, now.mono);
+        queue.rate_used = used.or(queue.rate_used);
+        used.is_some()
     }
 
     /// Whether a queue stands at its limit. When a time ends that, it is noted.

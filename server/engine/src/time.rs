@@ -175,15 +175,19 @@ impl Engine {
         outcome.lapsed = self.batches.take_lapsed();
     }
 
-    /// Answers the fetches that have waited long enough. While something is being read they wait on, since
-    /// it is known after that whether a job is there.
+    /// Answers the fetches that have waited long enough. While something is being read for their queues
+    /// they wait on, since it is known after that whether a job is there.
     fn end_late_waits(&mut self, now: Now, outcome: &mut Outcome) {
-        if self.keys.has_unread() {
+        let is_passed = |at: Option<Mono>| at.is_some_and(|at| at <= now.mono);
+        if !is_passed(self.waiters.first_deadline()) || is_passed(self.keys.next()) {
             return;
         }
-        let is_read =
-            |queue: &QueueNumber| !self.unserved.contains(queue) && !self.awakened.contains(queue);
-        let may_end = |waiter: &Waiter| waiter.queues.iter().all(is_read);
+        let unread = self.keys.unread_queues();
+        let is_known = |queue: &QueueNumber| {
+            let mut open = [&self.unserved, &self.awakened, &unread].into_iter();
+            open.all(|queues| !queues.contains(queue))
+        };
+        let may_end = |waiter: &Waiter| waiter.queues.iter().all(is_known);
         for ticket in self.waiters.timed_out(now.mono, SLICE, may_end) {
             self.end_wait(now, ticket, false, outcome);
         }

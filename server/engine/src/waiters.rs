@@ -106,7 +106,7 @@ impl Waiters {
             .collect()
     }
 
-    /// The first fetches whose deadline has passed, of those that `may_end`.
+    /// Fetches whose deadline has passed and that `may_end`: up to `max` of the first few times as many.
     pub(crate) fn timed_out(
         &self,
         now: Mono,
@@ -114,7 +114,7 @@ impl Waiters {
         may_end: impl Fn(&Waiter) -> bool,
     ) -> Vec<Ticket> {
         let due = self.deadlines.iter().take_while(|(at, _)| *at <= now);
-        let due = due.map(|(_, ticket)| *ticket);
+        let due = due.map(|(_, ticket)| *ticket).take(8 * max);
         let due = due.filter(|ticket| self.find(*ticket).is_some_and(&may_end));
         due.take(max).collect()
     }

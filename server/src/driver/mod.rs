@@ -501,28 +501,24 @@ impl Inner {
 }
 
 impl Delivery {
-    /// Encodes everything, then sends once a connection.
+    /// Encodes everything, then sends once a connection: jobs go first, since a worker rests until one
+    /// comes, and who has pushed it has it off its hands.
     fn send(self, now: Mono) {
-        let mut touched: Vec<Arc<Outbox>> = Vec::new();
-        let touch = |outbox: Arc<Outbox>, touched: &mut Vec<Arc<Outbox>>| {
-            if !touched
-                .last()
-                .is_some_and(|last| Arc::ptr_eq(last, &outbox))
-            {
-                touched.push(outbox);
-            }
-        };
+        let mut touched: Vec<(bool, Arc<Outbox>)> = Vec::new();
         for (outbox, notice) in self.notices {
             outbox.notice(&notice);
-            touch(outbox, &mut touched);
+            touched.push((false, outbox));
         }
         for (outbox, reply) in self.replies {
+            let brings_jobs =
+                matches!(&reply.result, Ok(ReplyBody::Fetch(fetch)) if !fetch.jobs.is_empty());
             outbox.reply(reply);
-            touch(outbox, &mut touched);
+            touched.push((brings_jobs, outbox));
         }
-        touched.sort_by_key(|outbox| outbox.connection());
-        touched.dedup_by_key(|outbox| outbox.connection());
-        for outbox in touched {
+        touched.sort_by_key(|(brings_jobs, outbox)| (outbox.connection(), !brings_jobs));
+        touched.dedup_by_key(|(_, outbox)| outbox.connection());
+        touched.sort_by_key(|(brings_jobs, _)| !brings_jobs);
+        for (_, outbox) in touched {
             outbox.flush(now);
         }
         if let Some(ring) = self.news {

@@ -77,7 +77,7 @@ pub struct Job {
     pub moved: Option<(usize, u8, u64)>,
     /// How often it was to be moved.
     pub moves: u32,
-    /// Grants that were told, and moments after which some may not have been.
+    /// Grants that were told, and one more each time that some may have been made untold.
     pub grants: u32,
     pub may_expire: bool,
     /// Its cancellation was asked for: its leases may be revoked.
@@ -144,8 +144,6 @@ pub struct Known {
     /// When a session was heard of last, and how long it lives then.
     pub seen: HashMap<SessionId, (u64, u64)>,
     series: HashMap<Subject, Vec<Timed>>,
-    /// When another limit began to count, which may find a burst of its own used.
-    began: HashMap<Subject, u64>,
     /// When something was granted last, at the latest.
     last_grant: HashMap<Subject, u64>,
     /// Before this moment something may have been granted of which nobody knows.
@@ -195,26 +193,20 @@ impl Known {
     }
 
     /// Whose limit has become another one begins anew.
-    fn begin_anew(&mut self, before: &[Option<(LimitTarget, LimitSet)>], now: u64) {
+    fn begin_anew(&mut self, before: &[Option<(LimitTarget, LimitSet)>]) {
         for ((subject, before), after) in Subject::all().zip(before).zip(self.all_limits()) {
             if *before != after {
                 self.series.remove(&subject);
-                self.began.insert(subject, now);
             }
         }
         self.changes += 1;
     }
 
-    pub fn set_limit(
-        &mut self,
-        (group, now): (u64, u64),
-        target: LimitTarget,
-        set: Option<LimitSet>,
-    ) {
+    pub fn set_limit(&mut self, group: u64, target: LimitTarget, set: Option<LimitSet>) {
         let before = self.all_limits();
         let versions = self.limits.entry(target).or_default();
         versions.set(group, set);
-        self.begin_anew(&before, now);
+        self.begin_anew(&before);
     }
 
     pub fn pause(&mut self, group: u64, queue: usize, is_paused: bool) {
@@ -242,7 +234,7 @@ impl Known {
         for versions in &mut self.paused {
             versions.restart(group);
         }
-        self.begin_anew(&before, now);
+        self.begin_anew(&before);
         for (nth, job) in self.jobs.iter_mut().enumerate() {
             let is_lost = job.group > group && !job.is_void;
             if is_lost && job.is_told {
@@ -535,8 +527,7 @@ impl Known {
             return false;
         }
         let Some(rate) = set.rate else { return true };
-        let at = |times: &HashMap<Subject, u64>| times.get(&subject).copied().unwrap_or_default();
-        let last = at(&self.last_grant).max(at(&self.began));
+        let last = self.last_grant.get(&subject).copied().unwrap_or_default();
         now > last.max(self.unknown_until) + step(&rate).div_ceil(1_000_000)
     }
 }

@@ -199,7 +199,9 @@ fn a_grant_under_a_rate_is_told_when_it_is_durable() {
         world.commit();
         let worker = world.worker();
         world.commit();
-        world.fetch(worker, "work", 1);
+        let caller = world.send(Some(worker), Operation::Fetch(fetch_of(&["work"], 1)));
+        let reply = world.reply(caller).expect("it is answered");
+        assert_eq!(reply.after > world.durable, is_awaited, "{target}");
         assert_eq!(world.engine.is_awaited(), is_awaited, "{target}");
     }
 }
@@ -284,18 +286,26 @@ fn one_in(secs: u64) -> Rate {
 }
 
 #[test]
-fn what_a_slow_rate_used_up_does_not_outlast_it() {
+fn what_a_slow_rate_used_up_counts_for_a_burst_of_the_next() {
     for target in ["key/a", "key/*", "queue/work", "queue/w*"] {
         let mut world = World::new();
         let worker = world.worker();
         world.limit(target, |set| set.rate = Some(one_in(3600)));
         world.push_all(many("a", 0..9));
         assert_eq!(world.fetched(worker, 9).len(), 1, "{target}");
-        world.live(DurationMs::from_secs(10));
+        world.live(DurationMs(2_000));
         world.limit(target, |set| set.rate = Some(one_in(5)));
+        world.live(DurationMs(2_999));
         assert!(world.fetched(worker, 9).is_empty(), "{target}: it is used");
+        world.live(DurationMs(1));
+        assert_eq!(world.fetched(worker, 9).len(), 1, "{target}");
         world.live(DurationMs(4_999));
-        assert!(world.fetched(worker, 9).is_empty(), "{target}");
+        // Whatever else is changed, nobody waits anew.
+        world.limit(target, |set| {
+            set.rate = Some(one_in(5));
+            set.max_running = Some(50);
+        });
+        world.limit("key/abc", |set| set.weight = Some(2));
         world.live(DurationMs(1));
         assert_eq!(world.fetched(worker, 9).len(), 1, "{target}");
     }
@@ -314,9 +324,21 @@ fn a_wider_limit_counts_at_once_where_a_slow_one_was_deleted() {
     assert!(world.fetched(worker, 9).is_empty());
     world.live(DurationMs(1));
     assert_eq!(world.fetched(worker, 9).len(), 1);
-    // The wider one did not change for the others.
-    world.push_all(many("b", 10..12));
+}
+
+#[test]
+fn a_queue_without_a_rate_meanwhile_has_used_what_it_had() {
+    let mut world = World::new();
+    let worker = world.worker();
+    let rate = |set: &mut LimitSet| set.rate = Some(one_in(20));
+    world.limit("queue/work", rate);
+    world.push_all(many("a", 0..9));
     assert_eq!(world.fetched(worker, 9).len(), 1);
+    world.limit("queue/work", |set| set.max_running = Some(2));
+    assert_eq!(world.fetched(worker, 9).len(), 1);
+    world.limit("queue/work", rate);
+    world.live(DurationMs(9_000));
+    assert!(world.fetched(worker, 9).is_empty());
 }
 
 #[test]
