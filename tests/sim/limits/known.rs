@@ -344,8 +344,10 @@ impl Known {
         if by.is_exact && by.is_alone && job.is_fresh {
             self.check_order(token)?;
         }
+        // Another fetch may have the job that waits again, and be told of it when that is durable.
         if let Some(key) = key
             && by.is_exact
+            && by.is_alone
         {
             self.check_sequence(token, key, by.asked)?;
         }
