@@ -106,7 +106,7 @@ impl Waiters {
             .collect()
     }
 
-    /// Fetches whose deadline has passed and that `may_end`: up to `max` of the first few times as many.
+    /// Fetches whose deadline has passed and that `may_end`, up to `max`, among the first `8 · max`.
     pub(crate) fn timed_out(
         &self,
         now: Mono,

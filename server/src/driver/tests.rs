@@ -101,3 +101,18 @@ async fn jobs_that_are_due_wait_while_the_store_has_little_room_left() {
         .unwrap_err();
     assert!(!is_due());
 }
+
+#[test]
+fn the_second_sync_thread_is_woken_only_while_few_replies_are_under_way() {
+    let (shard, _) = shard(&StoreOptions::default());
+    let job = || JobSpec::new("mail".parse().unwrap(), "");
+    shard.lock().second_sleeps = true;
+    shard
+        .sending
+        .store(LONELY_REPLIES_MAX + 1, Ordering::Release);
+    push(&shard, job());
+    assert!(shard.lock().second_sleeps);
+    shard.sending.store(LONELY_REPLIES_MAX, Ordering::Release);
+    push(&shard, job());
+    assert!(!shard.lock().second_sleeps);
+}
