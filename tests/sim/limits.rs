@@ -68,6 +68,8 @@ pub struct AskedFetch {
     max: usize,
     /// It is decided at once, but for what must be read: it carries no answers and does not wait.
     is_direct: bool,
+    /// It was not decided at once.
+    pub stands: bool,
     acks: Vec<(usize, LeaseRef)>,
     at: u64,
     /// Changes of limits before it.

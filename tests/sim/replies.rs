@@ -120,7 +120,7 @@ impl World {
             },
             Asked::Cron(asked) => self.cron_reply(asked, result),
             Asked::Outcome(asked) => self.outcome_reply(asked, result),
-            Asked::Limit(asked) => self.limit_reply(caller, asked, operation, result, context),
+            Asked::Limit(asked) => self.limit_reply(asked, operation, result),
             Asked::Batch(asked) => self.batch_reply(asked, result),
             Asked::Anything => result.map(|_| ()).map_err(|error| format!("{error:?}")),
             Asked::Audit => {

@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     crons::Crons,
     history::{Checked, History},
-    limits::Limits,
+    limits::{AskedLimit, Limits},
     outcomes::Outcomes,
     plan::Plan,
     trace::Trace,
@@ -513,8 +513,20 @@ impl World {
             session: from.session,
             producer: from.producer,
         };
+        let waiting = self.waiting_fetches();
         self.apply(Command::Request(origin, operation), Some(caller))?;
+        if self.waiting_fetches() > waiting
+            && let Some(pending) = self.pending.get_mut(&caller)
+            && let Asked::Limit(AskedLimit::Fetch(fetch)) = &mut pending.asked
+        {
+            fetch.stands = true;
+        }
         Ok(())
+    }
+
+    fn waiting_fetches(&self) -> usize {
+        let server = self.server.as_ref();
+        server.map_or(0, |server| server.core.engine().waiting_fetches())
     }
 
     /// Opens or resumes a session.

@@ -393,6 +393,11 @@ impl Engine {
         self.queues.heads()
     }
 
+    /// Fetches that wait.
+    pub fn waiting_fetches(&self) -> usize {
+        self.waiters.count()
+    }
+
     /// Live leases.
     pub fn leases(&self) -> usize {
         self.leases.count()

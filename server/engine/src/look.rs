@@ -90,7 +90,7 @@ impl Engine {
             uptime_ms: DurationMs(now.mono.0),
             queues,
             sessions: self.sessions.count() as u64,
-            waiting: self.waiters.count() as u64,
+            waiting: self.waiting_fetches() as u64,
             counters,
             kinds: self.kinds.of(&origin.namespace),
         }))

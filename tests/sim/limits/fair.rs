@@ -103,6 +103,7 @@ impl World {
             queues: vec![QUEUE],
             max: max as usize,
             is_direct: true,
+            stands: false,
             acks: Vec::new(),
             at: self.elapsed(),
             changes: self.limits.known.changes,

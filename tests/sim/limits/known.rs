@@ -119,6 +119,15 @@ struct Timed {
     between: (u64, u64),
 }
 
+/// A job of a sequence was granted while another seems to keep it back: unless a fetch that is still open
+/// has that one, by an earlier lease.
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    job: usize,
+    number: u64,
+    holder: usize,
+}
+
 /// The circumstances of a grant that was told.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision {
@@ -144,6 +153,7 @@ pub struct Known {
     /// When a session was heard of last, and how long it lives then.
     pub seen: HashMap<SessionId, (u64, u64)>,
     series: HashMap<Subject, Vec<Timed>>,
+    suspicions: Vec<Suspicion>,
     /// When something was granted last, at the latest.
     last_grant: HashMap<Subject, u64>,
     /// Before this moment something may have been granted of which nobody knows.
@@ -256,6 +266,7 @@ impl Known {
             job.waits_again = None;
             job.grants += 1;
         }
+        self.suspicions.clear();
         self.unknown_until = now;
     }
 
@@ -344,13 +355,6 @@ impl Known {
         if by.is_exact && by.is_alone && job.is_fresh {
             self.check_order(token)?;
         }
-        // Another fetch may have the job that waits again, and be told of it when that is durable.
-        if let Some(key) = key
-            && by.is_exact
-            && by.is_alone
-        {
-            self.check_sequence(token, key, by.asked)?;
-        }
         let subjects = [Some(Subject::Queue(queue)), key.map(Subject::Key)];
         let allowed = subjects.map(|subject| {
             let (_, set) = self.limit_of(subject?).filter(|_| by.is_exact)?;
@@ -375,6 +379,17 @@ impl Known {
             allowed,
         };
         let number = lease.lease.0;
+        self.check_suspicions(token, number)?;
+        if let Some(key) = key
+            && by.is_exact
+            && let Some(holder) = self.holder(token, key, by.asked)
+        {
+            self.suspicions.push(Suspicion {
+                job: token,
+                number,
+                holder,
+            });
+        }
         let at = self
             .live
             .partition_point(|live| live.lease.lease.0 < number);
@@ -462,11 +477,10 @@ impl Known {
         }
     }
 
-    /// A job of a sequence that waits again keeps those back that were never granted.
-    fn check_sequence(&self, token: usize, key: usize, asked: u64) -> Checked {
-        let is_sequence = self.is_always_sequence(key);
-        if !is_sequence || !self.jobs[token].is_fresh {
-            return Ok(());
+    /// The job of a sequence that waits again and keeps this one back, which was never granted.
+    fn holder(&self, token: usize, key: usize, asked: u64) -> Option<usize> {
+        if !self.is_always_sequence(key) || !self.jobs[token].is_fresh {
+            return None;
         }
         let mut others = self.jobs.iter().enumerate();
         let holder = others.find(|(nth, job)| {
@@ -474,11 +488,35 @@ impl Known {
             let waits = waits && job.over.is_none() && !job.may_expire;
             *nth != token && job.key == Some(key) && waits
         });
-        match holder {
-            Some((nth, job)) => Err(format!(
-                "job {token} of a sequence was granted, and {nth} keeps it back: {job:?}"
-            )),
+        holder.map(|(nth, _)| nth)
+    }
+
+    /// A job was granted by a lease of this number: it keeps those back no more that were granted
+    /// behind it, though told before.
+    fn check_suspicions(&mut self, token: usize, number: u64) -> Checked {
+        let own = |it: &Suspicion| it.holder == token;
+        if let Some(other) = self
+            .suspicions
+            .iter()
+            .find(|it| own(it) && it.number < number)
+        {
+            return Err(format!("{other:?}: the holder is granted by {number} only"));
+        }
+        self.suspicions.retain(|it| !own(it));
+        Ok(())
+    }
+
+    /// No fetch is open that might have the jobs that keep others back.
+    pub fn confirm_suspicions(&self) -> Checked {
+        match self.suspicions.first() {
             None => Ok(()),
+            Some(it) => {
+                let (job, holder) = (it.job, it.holder);
+                let facts = &self.jobs[holder];
+                Err(format!(
+                    "job {job} of a sequence was granted, and {holder} keeps it back: {facts:?}"
+                ))
+            }
         }
     }
 

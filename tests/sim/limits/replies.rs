@@ -1,6 +1,5 @@
 //! What replies say of limits and of the jobs under them.
 
-use ganger_engine::command::Caller;
 use ganger_protocol::{
     ErrorCode, WireError,
     job::{GrantedJob, JobState},
@@ -13,20 +12,15 @@ use super::{
     AskedFetch, AskedLimit,
     known::{Decision, QUEUES},
 };
-use crate::{
-    history::Checked,
-    world::{Context, World},
-};
+use crate::{history::Checked, world::World};
 
 impl World {
     /// A request was answered: it was applied as the operation of this number.
     pub fn limit_reply(
         &mut self,
-        caller: Caller,
         asked: AskedLimit,
         operation: u64,
         answer: Result<ReplyBody, WireError>,
-        context: Context,
     ) -> Checked {
         match (asked, answer) {
             (AskedLimit::Push(tokens), Ok(ReplyBody::Push(reply))) => {
@@ -41,8 +35,7 @@ impl World {
                 Ok(())
             }
             (AskedLimit::Fetch(fetch), Ok(ReplyBody::Fetch(reply))) => {
-                let is_now = context.by == Some(caller);
-                self.limited_fetched(&fetch, reply, operation, is_now)
+                self.limited_fetched(&fetch, reply, operation)
             }
             (AskedLimit::Answer(token, grants), Ok(ReplyBody::Lease(reply))) => {
                 self.limited_answered((token, grants), &reply.results[0], operation);
@@ -100,7 +93,6 @@ impl World {
         fetch: &AskedFetch,
         reply: FetchReply,
         operation: u64,
-        is_now: bool,
     ) -> Checked {
         let now = self.elapsed();
         for ((token, _), result) in fetch.acks.iter().zip(&reply.acks) {
@@ -115,7 +107,7 @@ impl World {
         let is_alone = !self.limits.is_fetching();
         // Nothing has to be durable before a fetch is told of nothing.
         let is_settled = fetch.is_direct && is_alone && reply.jobs.is_empty();
-        let is_at_once = fetch.is_direct && is_now;
+        let is_at_once = fetch.is_direct && !fetch.stands;
         let by = Decision {
             session: fetch.session,
             between: (fetch.at, if is_at_once { fetch.at } else { now }),
@@ -129,6 +121,9 @@ impl World {
         }
         for job in &reply.jobs {
             self.limited_granted(fetch, job, by)?;
+        }
+        if is_alone {
+            self.limits.known.confirm_suspicions()?;
         }
         if by.is_exact && is_settled {
             let known = &self.limits.known;

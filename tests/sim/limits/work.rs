@@ -167,6 +167,7 @@ impl World {
             queues,
             max: max as usize,
             is_direct: wait == 0 && acks.is_empty(),
+            stands: false,
             acks,
             at: self.elapsed(),
             changes: self.limits.known.changes,
