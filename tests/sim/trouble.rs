@@ -217,7 +217,7 @@ impl World {
             return Ok(Some(group));
         };
         let sealed = server.core.seal_for_sync(now);
-        match sealed.and_then(|()| server.store.sync()) {
+        match sealed.and_then(|_sealed| server.store.sync()) {
             Ok(durable) => {
                 self.history.durable = durable.0;
                 server.core.synced(durable);

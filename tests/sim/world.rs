@@ -287,7 +287,7 @@ impl World {
                 if server.store.is_full() {
                     return self.make_room();
                 }
-                server.core.seal_for_sync(now).map(|()| Sync::Sealed)
+                server.core.seal_for_sync(now).map(|_sealed| Sync::Sealed)
             }
             Sync::Sealed => server.store.gather().map(Sync::Gathered),
             Sync::Gathered(write) => server.store.write(write).map(Sync::Written),

@@ -135,14 +135,15 @@ impl Core {
         Ok(true)
     }
 
-    /// Seals the open group for a sync, which begins now.
+    /// Seals the open group for a sync, which begins now; answers with the last group that this is to
+    /// make durable.
     ///
     /// # Errors
     /// As [`Core::seal`].
-    pub fn seal_for_sync(&mut self, now: Now) -> Result<(), StoreError> {
+    pub fn seal_for_sync(&mut self, now: Now) -> Result<GroupNumber, StoreError> {
         self.seal(now)?;
         self.syncing = self.sealed;
-        Ok(())
+        Ok(self.sealed)
     }
 
     /// Groups up to this one are durable: returns the replies that waited for them.

@@ -319,11 +319,16 @@ impl Shard {
             && under_way <= LONELY_REPLIES_MAX
     }
 
+    /// Whether so much is not durable that sessions stop reading.
+    pub fn is_congested(&self) -> bool {
+        self.is_congested.load(Ordering::Acquire)
+    }
+
     /// Waits while too much is not durable. Cancel-safe: nothing is taken.
     pub async fn has_room(&self) {
-        while self.is_congested.load(Ordering::Acquire) {
+        while self.is_congested() {
             let room = self.room.notified();
-            if !self.is_congested.load(Ordering::Acquire) {
+            if !self.is_congested() {
                 return;
             }
             room.await;

@@ -116,3 +116,14 @@ fn the_second_sync_thread_is_woken_only_while_few_replies_are_under_way() {
     push(&shard, job());
     assert!(!shard.lock().second_sleeps);
 }
+
+#[test]
+fn replies_leave_also_when_a_checkpoint_has_gathered_their_group() {
+    let (shard, _) = shard(&StoreOptions::default());
+    push(&shard, JobSpec::new("mail".parse().unwrap(), ""));
+    shard.lock().core.seal(shard.clock.now()).unwrap();
+    // What a checkpoint does first, and it is still writing.
+    let _under_way = shard.store.gather().unwrap();
+    assert!(shard.sync_once(Part::First).unwrap());
+    assert_eq!(shard.look(Core::syncing_replies), 0);
+}

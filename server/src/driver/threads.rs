@@ -83,7 +83,7 @@ impl Shard {
 
     /// Waits for something to do, seals it, syncs it, and releases what waited for it; `false`
     /// when there is nothing left and the shard stops.
-    fn sync_once(&self, part: Part) -> Result<bool, StoreError> {
+    pub(super) fn sync_once(&self, part: Part) -> Result<bool, StoreError> {
         let waited = match part {
             Part::First => self.wait_for_changes(),
             Part::Second => self.wait_for_need(),
@@ -91,15 +91,25 @@ impl Shard {
         let Some(mut inner) = waited else {
             return Ok(false);
         };
+        // Its own one: what wakes the other thread must not be lost on this one.
+        let woken = match part {
+            Part::First => &self.dirty,
+            Part::Second => &self.needed,
+        };
         while self.store.is_full() && !self.has_failed() {
             // The checkpoint thread makes room; meanwhile nothing is sealed and sessions stop
             // reading.
-            let waited = self.dirty.wait_timeout(inner, Duration::from_millis(1));
+            let waited = woken.wait_timeout(inner, Duration::from_millis(1));
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        inner.core.seal_for_sync(self.clock.now())?;
+        let sealed = inner.core.seal_for_sync(self.clock.now())?;
         drop(inner);
-        let durable = self.store.write(self.store.gather()?)?;
+        let mut durable = self.store.write(self.store.gather()?)?;
+        if durable < sealed {
+            // Another has gathered some of it and is still writing: a checkpoint or a backup, which
+            // tells nobody when it is done.
+            durable = self.store.sync()?;
+        }
         self.wake_checkpoint();
         let mut delivery = Delivery::default();
         let mut inner = self.lock();
