@@ -2,11 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use ganger_protocol::{batch::BatchEvent, cron::Overlap};
+use foldhash::HashMap;
+use ganger_protocol::{JobId, batch::BatchEvent, cron::Overlap};
 
 use crate::{
-    Engine, batch, cron, lease::LeaseKey, queue::Queue, records::QueueNumber, window::HeadJob,
+    Engine, batch, cron,
+    lease::{Lease, LeaseKey},
+    queue::Queue,
+    records::{QueueNumber, RunKey},
+    window::{Head, HeadJob, Window},
 };
+
+/// Every lease with its job. Gathered once: the checks take most of the simulator's time.
+type Leases<'a> = [(&'a JobId, &'a Lease)];
 
 impl Engine {
     /// Checks that the parts of the engine agree with each other.
@@ -14,22 +22,23 @@ impl Engine {
     /// # Errors
     /// A sentence for the first rule that does not hold.
     pub fn check_invariants(&self) -> Result<(), String> {
-        self.check_counters()?;
-        self.check_windows()?;
-        self.check_leases()?;
-        self.check_keys()?;
-        self.check_runs()?;
+        let leases: Vec<_> = self.leases.iter().collect();
+        self.check_counters(&leases)?;
+        let heads = self.check_windows()?;
+        self.check_leases(&leases)?;
+        self.check_keys(&leases)?;
+        self.check_runs(&heads, &leases)?;
         self.check_waiters()?;
         self.check_limits_of_queues()?;
         self.check_limits_of_keys()?;
         self.check_crons()?;
-        self.check_batches()?;
+        self.check_batches(&leases)?;
         self.check_workflows()
     }
 
     /// I14, as far as memory shows it: counters add up, callbacks that are due are pushed and no
     /// others, and no batch is settled and still here, or left without its deadline.
-    fn check_batches(&self) -> Result<(), String> {
+    fn check_batches(&self, leases: &Leases<'_>) -> Result<(), String> {
         for record in self.batches.iter() {
             let (id, counters) = (record.id, &record.counters);
             if counters.total != counters.pending + counters.settled()
@@ -59,7 +68,7 @@ impl Engine {
                 return Err(format!("I14: batch {id} goes on and its parent does not"));
             }
         }
-        let mut of_leases = self.leases.iter().filter_map(|(_, lease)| lease.batch);
+        let mut of_leases = leases.iter().filter_map(|(_, lease)| lease.batch);
         match of_leases.find(|batch| self.batches.find(*batch).is_none()) {
             Some(batch) => Err(format!("I14: a job of batch {batch} runs, and it is over")),
             None => Ok(()),
@@ -98,9 +107,9 @@ impl Engine {
     }
 
     /// I12: what was pushed is somewhere. And as many leases as the counters say.
-    fn check_counters(&self) -> Result<(), String> {
+    fn check_counters(&self, leases: &Leases<'_>) -> Result<(), String> {
         let mut leased: BTreeMap<QueueNumber, u64> = BTreeMap::new();
-        for (_, lease) in self.leases.iter() {
+        for (_, lease) in leases {
             *leased.entry(lease.queue).or_default() += 1;
         }
         for queue in self.queues.iter() {
@@ -127,8 +136,9 @@ impl Engine {
     }
 
     /// I13 and I16: heads are in order, ready, at most as many as are counted; none is missing from
-    /// a queue whose lanes are all in memory.
-    fn check_windows(&self) -> Result<(), String> {
+    /// a queue whose lanes are all in memory. Answers with how many each run has.
+    fn check_windows(&self) -> Result<HashMap<RunKey, u8>, String> {
+        let mut heads_of_runs = Vec::new();
         let (mut heads, mut bytes) = (0, 0);
         for queue in self.queues.iter() {
             let name = &queue.record.name;
@@ -137,29 +147,9 @@ impl Engine {
                 is_whole &= !window.is_behind;
                 known += window.heads.len() as u64;
                 heads += window.heads.len();
-                bytes += window
-                    .heads
-                    .iter()
-                    .map(|head| head.job.bytes())
-                    .sum::<usize>();
-                if !window.heads.iter().is_sorted_by_key(|head| head.place) {
-                    return Err(format!(
-                        "I16: queue {name}, priority {priority}: out of order"
-                    ));
-                }
-                if let Some(head) = window.heads.iter().find(|head| !self.is_free(head)) {
-                    return Err(format!(
-                        "I7: {:?} is in a window and leased or gone",
-                        head.id
-                    ));
-                }
-            }
-            let heads_of = queue.all_windows().flat_map(|(_, window)| &window.heads);
-            if let Some(head) = heads_of.into_iter().find(|head| !may_run(head)) {
-                return Err(format!(
-                    "I9: {:?} has failed too often to be ready",
-                    head.id
-                ));
+                bytes += self
+                    .check_window(window, &mut heads_of_runs)
+                    .map_err(|error| format!("queue {name}, priority {priority}: {error}"))?;
             }
             let ready = queue.record.counters.ready;
             if known > ready || is_whole && known != ready {
@@ -172,19 +162,47 @@ impl Engine {
                 self.queues.heads()
             ));
         }
-        Ok(())
+        Ok(heads_of_runs.into_iter().collect())
     }
 
-    fn is_free(&self, head: &crate::window::Head) -> bool {
-        let run = self.runs.get(&head.place.run);
-        self.leases.find(&head.id).is_none()
-            && run.is_some_and(|run| !run.left.contains(head.place.index))
+    /// Checks the heads of one window, counts them by run, and answers with their bytes. A run's heads
+    /// stand together in its one window.
+    fn check_window(
+        &self,
+        window: &Window,
+        heads_of_runs: &mut Vec<(RunKey, u8)>,
+    ) -> Result<usize, String> {
+        let mut bytes = 0;
+        let mut last: Option<&Head> = None;
+        let mut run = None;
+        for head in &window.heads {
+            if last.is_some_and(|last| last.place > head.place) {
+                return Err(format!("I16: {:?} is out of order", head.id));
+            }
+            if last.is_none_or(|last| last.place.run != head.place.run) {
+                run = self.runs.get(&head.place.run);
+                heads_of_runs.push((head.place.run, 0));
+            }
+            if let Some((_, count)) = heads_of_runs.last_mut() {
+                *count += 1;
+            }
+            let has_left = run.is_none_or(|run| run.left.contains(head.place.index));
+            if has_left || self.leases.find(&head.id).is_some() {
+                return Err(format!("I7: {:?} is leased or gone", head.id));
+            }
+            if !may_run(head) {
+                return Err(format!("I9: {:?} has failed too often", head.id));
+            }
+            bytes += head.job.bytes();
+            last = Some(head);
+        }
+        Ok(bytes)
     }
 
     /// I6 and I7: every lease belongs to a session that knows it, and the reverse.
-    fn check_leases(&self) -> Result<(), String> {
+    fn check_leases(&self, leases: &Leases<'_>) -> Result<(), String> {
         let mut parts = BTreeMap::new();
-        for (job, lease) in self.leases.iter() {
+        for (job, lease) in leases {
             let session = self.sessions.find(lease.session);
             if !session.is_some_and(|session| session.leases.contains(job)) {
                 return Err(format!(
@@ -197,7 +215,7 @@ impl Engine {
             }
             match lease.part {
                 Some(part) => *parts.entry(part).or_insert(0) += 1,
-                None if self.group.grants.contains_key(job) => {}
+                None if self.group.grants.contains_key(*job) => {}
                 None => return Err(format!("lease {} is written nowhere", lease.number)),
             }
         }
@@ -219,9 +237,9 @@ impl Engine {
     }
 
     /// I11: no two leases hold one key, and no job that is gone has taken one.
-    fn check_keys(&self) -> Result<(), String> {
+    fn check_keys(&self, leases: &Leases<'_>) -> Result<(), String> {
         let mut held = BTreeMap::new();
-        for (job, lease) in self.leases.iter() {
+        for (job, lease) in leases {
             if let LeaseKey::Held(key) = lease.key
                 && let Some(other) = held.insert(key, job)
             {
@@ -238,21 +256,16 @@ impl Engine {
 
     /// Runs know how many of their entries are in windows and leased, and which records of acks
     /// speak of them.
-    fn check_runs(&self) -> Result<(), String> {
-        let mut heads = BTreeMap::new();
-        let windows = self.queues.iter().flat_map(|queue| queue.all_windows());
-        for head in windows.flat_map(|(_, window)| &window.heads) {
-            *heads.entry(head.place.run).or_insert(0_u8) += 1;
-        }
-        let mut leased = BTreeMap::new();
-        for place in self.leases.iter().filter_map(|(_, lease)| lease.place) {
+    fn check_runs(&self, heads: &HashMap<RunKey, u8>, leases: &Leases<'_>) -> Result<(), String> {
+        let mut leased = HashMap::default();
+        for place in leases.iter().filter_map(|(_, lease)| lease.place) {
             *leased.entry(place.run).or_insert(0_u8) += 1;
         }
         let mut parts = BTreeMap::new();
         let mut watched = 0;
         for (key, run) in &self.runs {
-            let known = |counts: &BTreeMap<_, u8>| counts.get(key).copied().unwrap_or_default();
-            if run.heads != known(&heads) || run.leased != known(&leased) {
+            let known = |counts: &HashMap<_, u8>| counts.get(key).copied().unwrap_or_default();
+            if run.heads != known(heads) || run.leased != known(&leased) {
                 return Err(format!(
                     "{key:?}: {run:?} does not fit its heads and leases"
                 ));
@@ -322,7 +335,7 @@ impl Engine {
                 ));
             }
         }
-        let timers = self.schedule.iter().count();
+        let timers = self.schedule.count();
         match timers <= 1 << 20 {
             true => Ok(()),
             false => Err(format!("{timers} timers in memory")),
@@ -353,7 +366,7 @@ impl Engine {
 }
 
 /// I9: whether a ready job has an attempt left.
-fn may_run(head: &crate::window::Head) -> bool {
+fn may_run(head: &Head) -> bool {
     match &head.job {
         HeadJob::Packed(_) => true,
         HeadJob::Record(record) => {

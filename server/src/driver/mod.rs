@@ -319,16 +319,11 @@ impl Shard {
             && under_way <= LONELY_REPLIES_MAX
     }
 
-    /// Whether so much is not durable that sessions stop reading.
-    pub fn is_congested(&self) -> bool {
-        self.is_congested.load(Ordering::Acquire)
-    }
-
     /// Waits while too much is not durable. Cancel-safe: nothing is taken.
     pub async fn has_room(&self) {
-        while self.is_congested() {
+        while self.is_congested.load(Ordering::Acquire) {
             let room = self.room.notified();
-            if !self.is_congested() {
+            if !self.is_congested.load(Ordering::Acquire) {
                 return;
             }
             room.await;
