@@ -7,6 +7,7 @@ mod dead;
 mod events;
 mod expiry;
 mod fetching;
+mod invariants;
 mod leases;
 mod limits;
 mod order;
