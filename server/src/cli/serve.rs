@@ -110,8 +110,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), CliError> {
     result
 }
 
-/// A huge page stays whole in memory for the sake of a few bytes of it: with a backlog that came to
-/// 35 to 60 MiB. See docs/decisions/0003.
+/// A huge page stays whole in memory for the sake of a few bytes of it: up to half of what the server
+/// takes. See docs/decisions/0003.
 fn refuse_huge_pages() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "huge pages cannot be refused; the server takes more memory");

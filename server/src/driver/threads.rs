@@ -106,8 +106,8 @@ impl Shard {
         drop(inner);
         let mut durable = self.store.write(self.store.gather()?)?;
         if durable < sealed {
-            // Another has gathered some of it and is still writing: a checkpoint or a backup, which
-            // tells nobody when it is done.
+            // Another has gathered some of it and is still writing: the other sync thread, or a
+            // checkpoint or a backup, which tell nobody when they are done.
             durable = self.store.sync()?;
         }
         self.wake_checkpoint();

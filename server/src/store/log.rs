@@ -51,7 +51,7 @@ const MAGIC: [u8; 8] = *b"gangrlog";
 const GROWTH: u64 = 4;
 
 /// Bytes of zeroes between two syncs of a new file. A sync of groups waits behind one of zeroes: for
-/// 9 ms where that has 4 MiB, for 1 ms where it has this.
+/// 9 ms where that has 4 MiB, for 2 ms where it has this.
 const ZEROES_PER_SYNC: usize = 256 << 10;
 
 /// Segments kept for reuse.

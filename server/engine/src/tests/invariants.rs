@@ -1,6 +1,7 @@
 //! The checks of the invariants themselves: what is broken on purpose is found.
 
 use crate::{
+    RunState,
     testing::{World, numbered},
     window::Head,
 };
@@ -64,8 +65,8 @@ fn a_head_that_has_left_its_run() {
 #[test]
 fn runs_that_miscount_their_heads_or_leases() {
     for miscount in [
-        |run: &mut crate::RunState| run.heads += 1,
-        |run: &mut crate::RunState| run.leased += 1,
+        |run: &mut RunState| run.heads += 1,
+        |run: &mut RunState| run.leased += 1,
     ] {
         let mut world = world();
         world.engine.runs.values_mut().for_each(miscount);
