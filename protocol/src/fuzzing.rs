@@ -50,7 +50,13 @@ fn read_frames(pieces: &[&[u8]], limit: usize) -> (Vec<Bytes>, Option<FrameError
 /// The map of a request: it is refused under an id that can be answered, or it is the same again
 /// once it was written and read.
 pub fn request(map: &[u8]) {
-    let request = match Request::decode(map) {
+    let scanned = Request::decode_scanned(map);
+    assert_eq!(
+        Request::decode(map),
+        scanned,
+        "read plainly, it is the same"
+    );
+    let request = match scanned {
         Ok(request) => request,
         Err(refusal) => {
             assert!(refusal.id <= INTEGER_MAX, "an id that can be answered");

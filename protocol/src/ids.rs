@@ -2,7 +2,13 @@
 //!
 //! Checks happen here, once, when bytes of the wire, a command line or a file become a type.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -37,7 +43,7 @@ pub enum IdError {
 
 /// Where a job was born; it never changes. On the wire 32 characters of base64url, opaque to
 /// everybody but the server.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct JobId([u8; Self::BYTES]);
 
 /// The parts of a [`JobId`], big-endian in this order.
@@ -124,12 +130,45 @@ impl JobId {
         &self.0
     }
 
+    /// The bytes as words, whose order is theirs.
+    #[inline]
+    fn words(&self) -> (u64, u64, u64) {
+        let (words, _) = self.0.as_chunks();
+        let [a, b, c] = [0, 1, 2].map(|at| words.get(at).copied().map_or(0, u64::from_be_bytes));
+        (a, b, c)
+    }
+
     /// The 32 characters of the wire.
     fn encode(self) -> [u8; Self::CHARS] {
         let mut text = [0; Self::CHARS];
         // 24 bytes are exactly 32 characters, so the slice always has room.
         let _ = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text);
         text
+    }
+}
+
+impl Ord for JobId {
+    /// The order of the bytes, a word at a time: much of the engine is kept in this order.
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.words().cmp(&other.words())
+    }
+}
+
+impl PartialOrd for JobId {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for JobId {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (a, b, c) = self.words();
+        state.write_u64(a);
+        state.write_u64(b);
+        state.write_u64(c);
     }
 }
 
@@ -289,16 +328,22 @@ fn pad_base36(f: &mut fmt::Formatter<'_>, number: u64) -> fmt::Result {
     f.pad(std::str::from_utf8(digits.get(start..).unwrap_or_default()).unwrap_or_default())
 }
 
+/// Whether names have this byte.
+const fn is_name_byte(byte: u8) -> bool {
+    matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b':' | b'-')
+}
+
 /// A legal name, cheap to clone.
 fn name(text: &str) -> Result<Arc<str>, IdError> {
     if text.is_empty() || text.len() > NAME_BYTES_MAX {
         return Err(IdError::Length { actual: text.len() });
     }
-    let illegal = |c: &char| !(c.is_ascii_alphanumeric() || ".:_-".contains(*c));
-    match text.chars().find(illegal) {
-        Some(found) => Err(IdError::Character { found }),
-        None => Ok(Arc::from(text)),
+    if text.bytes().all(is_name_byte) {
+        return Ok(Arc::from(text));
     }
+    let illegal = |c: &char| !u8::try_from(*c).is_ok_and(is_name_byte);
+    let found = text.chars().find(illegal).unwrap_or_default();
+    Err(IdError::Character { found })
 }
 
 /// Declares a newtype over a legal name.
@@ -552,6 +597,20 @@ mod tests {
         assert!(id < later);
         assert_eq!("short".parse::<JobId>(), Err(IdError::Job));
         assert_eq!("*".repeat(32).parse::<JobId>(), Err(IdError::Job));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_order_of_job_ids_is_that_of_their_bytes(
+            bytes: [u8; JobId::BYTES],
+            at in 0..JobId::BYTES,
+            other: u8,
+        ) {
+            let mut changed = bytes;
+            changed[at] = other;
+            let (one, two) = (JobId::from_bytes(bytes), JobId::from_bytes(changed));
+            proptest::prop_assert_eq!(one.cmp(&two), bytes.cmp(&changed));
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! MessagePack into types, more strictly than serde asks for: a struct is a map (never an array of
-//! its values), text is a string, bytes are bin, an enum is its word. The bytes have passed
-//! [`crate::scan`], which bounds their depth; nothing is allocated by an announced length.
+//! its values), text is a string, bytes are bin, an enum is its word. Nothing is allocated by an
+//! announced length.
+//!
+//! Either the bytes have passed [`crate::scan`], or they are read [`plainly`]: then whatever a scan
+//! might have something to say about, a key that is no field of its struct or a map of free keys,
+//! ends the reading.
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,7 +15,10 @@ use serde::{
     forward_to_deserialize_any,
 };
 
-use crate::scan::{Head, ScanError, Walk};
+use crate::{
+    limits::DEPTH_MAX,
+    scan::{Head, ScanError, Walk},
+};
 
 /// Why bytes are not the type they should be.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +27,8 @@ pub(crate) enum ReadError {
     Scan(#[from] ScanError),
     #[error("a string is UTF-8")]
     NotUtf8,
+    #[error("not plain")]
+    NotPlain,
     #[error("{0}")]
     Type(String),
 }
@@ -30,7 +39,19 @@ impl de::Error for ReadError {
     }
 }
 
-/// Reads a value that fills `bytes`.
+/// Reads fields that fill `rest`, `entries` of a map whose head is in front of it, and finds them well
+/// formed on the way. `None` when they are not of that type, or not plain.
+pub(crate) fn plainly<'de, T: Deserialize<'de>>(rest: &'de [u8], entries: usize) -> Option<T> {
+    let mut reader = Reader {
+        is_plain: true,
+        entries: Some(entries),
+        ..Reader::new(rest)
+    };
+    let fields = T::deserialize(&mut reader).ok()?;
+    reader.walk.rest.is_empty().then_some(fields)
+}
+
+/// Reads a value that fills `bytes`, which have been scanned.
 pub(crate) fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, ReadError> {
     let mut reader = Reader::new(bytes);
     let value = T::deserialize(&mut reader)?;
@@ -40,11 +61,17 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T
     }
 }
 
-/// A serde deserializer over scanned bytes.
+/// A serde deserializer.
 #[derive(Debug)]
 pub(crate) struct Reader<'de> {
     walk: Walk<'de>,
     keys_as_text: bool,
+    /// The bytes have not been scanned, and nothing is read that a scan would have to see first.
+    is_plain: bool,
+    /// Maps and arrays around the next value.
+    depth: usize,
+    /// Entries of the outermost map, when its head was taken already.
+    entries: Option<usize>,
 }
 
 impl<'de> Reader<'de> {
@@ -52,6 +79,9 @@ impl<'de> Reader<'de> {
         Self {
             walk: Walk { rest: bytes },
             keys_as_text: false,
+            is_plain: false,
+            depth: 0,
+            entries: None,
         }
     }
 
@@ -77,15 +107,34 @@ impl<'de> Reader<'de> {
             Head::Str(bytes) => visitor.visit_borrowed_str(text(bytes)?),
             Head::Bin(bytes) => visitor.visit_borrowed_bytes(bytes),
             Head::Array(left) => {
-                let mut items = Items { reader: self, left };
+                let mut items = Items::begin(self, left)?;
                 let value = visitor.visit_seq(&mut items)?;
                 items.end(value)
             }
-            Head::Map(left) => {
-                let mut items = Items { reader: self, left };
-                let value = visitor.visit_map(&mut items)?;
-                items.end(value)
-            }
+            Head::Map(_) if self.is_plain => Err(ReadError::NotPlain),
+            Head::Map(left) => self.visit_map(left, visitor),
+        }
+    }
+
+    fn visit_map<V: Visitor<'de>>(
+        &mut self,
+        entries: usize,
+        visitor: V,
+    ) -> Result<V::Value, ReadError> {
+        let mut items = Items::begin(self, entries)?;
+        let value = visitor.visit_map(&mut items)?;
+        items.end(value)
+    }
+
+    /// Takes a string, of which nothing is known but that it is one.
+    #[inline]
+    fn str<V: Visitor<'de>>(&mut self, visitor: &V) -> Result<&'de [u8], ReadError> {
+        if let Some(text) = self.walk.short_str() {
+            return Ok(text);
+        }
+        match self.walk.head()? {
+            Head::Str(bytes) => Ok(bytes),
+            head => Err(unexpected(head, visitor)),
         }
     }
 }
@@ -133,30 +182,32 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         _fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
-        match self.walk.head()? {
-            head @ Head::Map(_) => self.visit(head, visitor),
+        let head = match self.entries.take() {
+            Some(entries) => Head::Map(entries),
+            None => self.walk.head()?,
+        };
+        match head {
+            Head::Map(entries) => self.visit_map(entries, visitor),
             head => Err(unexpected(head, &visitor)),
         }
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        match self.walk.head()? {
-            Head::Str(bytes) => visitor.visit_borrowed_str(text(bytes)?),
-            head => Err(unexpected(head, &visitor)),
-        }
+        let bytes = self.str(&visitor)?;
+        visitor.visit_borrowed_str(text(bytes)?)
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         self.deserialize_str(visitor)
     }
 
-    /// Fields are told apart by bytes; the scan has found their names to be UTF-8. Only who
-    /// follows the path wants them as text.
+    /// Fields are told apart by bytes; a scan has found their names to be UTF-8, or they must be known
+    /// ones. Only who follows the path wants them as text.
     fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        match self.walk.head()? {
-            Head::Str(bytes) if self.keys_as_text => visitor.visit_borrowed_str(text(bytes)?),
-            Head::Str(bytes) => visitor.visit_borrowed_bytes(bytes),
-            head => Err(unexpected(head, &visitor)),
+        let bytes = self.str(&visitor)?;
+        match self.keys_as_text {
+            true => visitor.visit_borrowed_str(text(bytes)?),
+            false => visitor.visit_borrowed_bytes(bytes),
         }
     }
 
@@ -177,10 +228,8 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
-        match self.walk.head()? {
-            Head::Str(bytes) => visitor.visit_enum(BorrowedStrDeserializer::new(text(bytes)?)),
-            head => Err(unexpected(head, &visitor)),
-        }
+        let bytes = self.str(&visitor)?;
+        visitor.visit_enum(BorrowedStrDeserializer::new(text(bytes)?))
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -192,6 +241,9 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+        if self.is_plain {
+            return Err(ReadError::NotPlain);
+        }
         let mut left = 1_usize;
         while left > 0 {
             left -= 1;
@@ -226,8 +278,17 @@ struct Items<'a, 'de> {
     left: usize,
 }
 
-impl<'de> Items<'_, 'de> {
-    fn end<T>(&self, value: T) -> Result<T, ReadError> {
+impl<'a, 'de> Items<'a, 'de> {
+    fn begin(reader: &'a mut Reader<'de>, left: usize) -> Result<Self, ReadError> {
+        reader.depth += 1;
+        match reader.depth > DEPTH_MAX {
+            true => Err(ScanError::TooDeep.into()),
+            false => Ok(Self { reader, left }),
+        }
+    }
+
+    fn end<T>(self, value: T) -> Result<T, ReadError> {
+        self.reader.depth -= 1;
         match self.left {
             0 => Ok(value),
             left => Err(ReadError::Type(format!("{left} values too many"))),

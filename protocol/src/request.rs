@@ -23,7 +23,7 @@ use crate::{
     progress::{Progress, Wait},
     queue::{OneQueue, QueuePause, QueueSet},
     read,
-    scan::{ScanError, scan},
+    scan::{Head, ScanError, Walk, scan},
     task::{OneTask, TaskList, TaskStart},
     time::{DurationMs, INTEGER_MAX, Timestamp},
     write,
@@ -58,6 +58,14 @@ macro_rules! operations {
                 }
             }
 
+            /// See [`read::plainly`].
+            fn decode_plainly(op: &[u8], rest: &[u8], entries: usize) -> Option<Self> {
+                $(if op == $op.as_bytes() {
+                    return read::plainly(rest, entries).map(Self::$variant);
+                })*
+                None
+            }
+
             fn decode(op: &str, map: &[u8]) -> Result<Self, WireError> {
                 match op {
                     $($op => decode_fields(map).map(Self::$variant),)*
@@ -80,7 +88,7 @@ macro_rules! operations {
 
 operations! {
     /// Opens the connection; nothing else is accepted before it.
-    Hello(Hello) = "hello",
+    Hello(Box<Hello>) = "hello",
     /// Adds jobs.
     Push(Push) = "push",
     /// Asks for leases, and may carry acks and fails.
@@ -641,7 +649,7 @@ pub struct Refusal {
 /// Why a message of ours could not be written. Only a bug or a lack of memory does that.
 #[derive(Debug, thiserror::Error)]
 #[error("a message could not be encoded")]
-pub struct EncodeError(#[from] rmp_serde::encode::Error);
+pub struct EncodeError(#[from] write::WriteError);
 
 impl Request {
     /// Reads a request from the map of a frame.
@@ -649,10 +657,32 @@ impl Request {
     /// # Errors
     /// `bad_request` or `unsupported_op`; the connection can go on, since the framing is intact.
     pub fn decode(map: &[u8]) -> Result<Self, Refusal> {
+        Self::decode_plainly(map).map_or_else(|| Self::decode_scanned(map), Ok)
+    }
+
+    /// Reads what nearly all requests are, in one go: `id`, `op`, and fields that are known. `None` for
+    /// all others, be they right or wrong.
+    fn decode_plainly(map: &[u8]) -> Option<Self> {
+        let mut walk = Walk { rest: map };
+        let Head::Map(entries) = walk.head().ok()? else {
+            return None;
+        };
+        let id = walk.value_of(b"id")?;
+        let op = walk.value_of(b"op")?;
+        let (Head::Unsigned(id @ 1..=INTEGER_MAX), Head::Str(op)) = (id, op) else {
+            return None;
+        };
+        let entries = entries.checked_sub(2)?;
+        let operation = Operation::decode_plainly(op, walk.rest, entries)?;
+        Some(Self { id, operation })
+    }
+
+    /// Looks the whole map over before any of it is read.
+    pub(crate) fn decode_scanned(map: &[u8]) -> Result<Self, Refusal> {
         let (mut id, mut op) = (&[][..], &[][..]);
         let scanned = scan(map, |(key, value)| match key {
-            "id" => id = value,
-            "op" => op = value,
+            b"id" => id = value,
+            b"op" => op = value,
             _ => {}
         });
         let id = match read::from_slice::<u64>(id) {

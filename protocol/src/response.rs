@@ -22,7 +22,7 @@ use crate::{
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
-    scan::scan,
+    scan::{Head, Walk, scan},
     task::{TaskView, TasksReply},
     time::{DurationMs, Timestamp},
     workflow::NodeView,
@@ -642,7 +642,11 @@ pub enum Message {
 
 /// The undecoded body of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Body(Bytes);
+pub struct Body {
+    map: Bytes,
+    /// Whether it is known to be well formed.
+    is_scanned: bool,
+}
 
 /// A message that a client cannot read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -653,24 +657,63 @@ impl Body {
     /// The body as the type of its operation's reply.
     ///
     /// # Errors
-    /// When the server answered with another shape.
+    /// When the server answered with another shape, or with what is no MessagePack.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
-        read::from_slice(&self.0).map_err(|error| MessageError(error.to_string()))
+        if !self.is_scanned {
+            if let Some(body) = self.read_plainly() {
+                return Ok(body);
+            }
+            scan(&self.map, |_| ()).map_err(|error| MessageError(error.to_string()))?;
+        }
+        read::from_slice(&self.map).map_err(|error| MessageError(error.to_string()))
+    }
+}
+
+impl Body {
+    fn read_plainly<T: DeserializeOwned>(&self) -> Option<T> {
+        let mut walk = Walk { rest: &self.map };
+        match walk.head().ok()? {
+            Head::Map(entries) => read::plainly(walk.rest, entries),
+            _ => None,
+        }
     }
 }
 
 impl Message {
-    /// Reads a message from the map of a frame.
+    /// Reads a message from the map of a frame. The body of a positive answer is looked at once it
+    /// is read.
     ///
     /// # Errors
     /// When the bytes are no message of a server.
     pub fn decode(map: &Bytes) -> Result<Self, MessageError> {
+        Self::decode_plainly(map).map_or_else(|| Self::decode_scanned(map), Ok)
+    }
+
+    /// Reads what nearly all messages are: `id` and `ok`. `None` for all others, be they right or wrong.
+    fn decode_plainly(map: &Bytes) -> Option<Self> {
+        let mut walk = Walk { rest: map };
+        let (Head::Map(2), Head::Unsigned(id), Some(b"ok")) =
+            (walk.head().ok()?, walk.value_of(b"id")?, walk.short_str())
+        else {
+            return None;
+        };
+        let body = Body {
+            map: map.slice_ref(walk.rest),
+            is_scanned: false,
+        };
+        Some(Self::Reply {
+            id,
+            result: Ok(body),
+        })
+    }
+
+    fn decode_scanned(map: &Bytes) -> Result<Self, MessageError> {
         let (mut id, mut op, mut ok, mut err) = (None, None, None, None);
         scan(map, |(key, value)| match key {
-            "id" => id = Some(value),
-            "op" => op = Some(value),
-            "ok" => ok = Some(value),
-            "err" => err = Some(value),
+            b"id" => id = Some(value),
+            b"op" => op = Some(value),
+            b"ok" => ok = Some(value),
+            b"err" => err = Some(value),
             _ => {}
         })
         .map_err(|error| MessageError(error.to_string()))?;
@@ -678,7 +721,10 @@ impl Message {
         match (ok, err, op) {
             (Some(body), None, _) => Ok(Self::Reply {
                 id,
-                result: Ok(Body(map.slice_ref(body))),
+                result: Ok(Body {
+                    map: map.slice_ref(body),
+                    is_scanned: true,
+                }),
             }),
             (None, Some(error), _) => Ok(Self::Reply {
                 id,

@@ -36,8 +36,8 @@ pub enum ScanError {
     Extension,
 }
 
-/// A value of the outermost map: its bytes, undecoded.
-pub type Field<'a> = (&'a str, &'a [u8]);
+/// A value of the outermost map: the bytes of its key, which are UTF-8, and its own, undecoded.
+pub type Field<'a> = (&'a [u8], &'a [u8]);
 
 /// Walks `map` and calls `field` with each key of the outermost map and the bytes of its value.
 ///
@@ -125,8 +125,34 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes the next value, or the head of a map or array.
-    #[inline]
     pub(crate) fn head(&mut self) -> Result<Head<'a>, ScanError> {
+        self.head_inlined()
+    }
+
+    /// Takes a string of up to 31 bytes, as most of them are; `None` leaves whatever there is to
+    /// [`Walk::head`].
+    #[inline]
+    pub(crate) fn short_str(&mut self) -> Option<&'a [u8]> {
+        let (first, rest) = self.rest.split_first()?;
+        if !(0xa0..=0xbf).contains(first) {
+            return None;
+        }
+        let (text, rest) = rest.split_at_checked(usize::from(first & 0x1f))?;
+        self.rest = rest;
+        Some(text)
+    }
+
+    /// Takes an entry when it has this key; else the walk is over.
+    pub(crate) fn value_of(&mut self, key: &[u8]) -> Option<Head<'a>> {
+        match self.short_str()? == key {
+            true => self.head().ok(),
+            false => None,
+        }
+    }
+
+    /// For whoever needs but a part of what it finds out.
+    #[inline(always)]
+    fn head_inlined(&mut self) -> Result<Head<'a>, ScanError> {
         let [first] = self.take_array()?;
         let low = usize::from(first & 0x0f);
         Ok(match first {
@@ -162,17 +188,24 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn key(&mut self) -> Result<&'a str, ScanError> {
-        let Head::Str(key) = self.head()? else {
-            return Err(ScanError::KeyNotAString);
+    fn key(&mut self) -> Result<&'a [u8], ScanError> {
+        let key = match self.short_str() {
+            Some(key) => key,
+            None => match self.head()? {
+                Head::Str(key) => key,
+                _ => return Err(ScanError::KeyNotAString),
+            },
         };
-        std::str::from_utf8(key).or(Err(ScanError::KeyNotAString))
+        match key.is_ascii() || std::str::from_utf8(key).is_ok() {
+            true => Ok(key),
+            false => Err(ScanError::KeyNotAString),
+        }
     }
 
     /// Skips a value that stands `depth` maps and arrays deep.
     fn value(&mut self, depth: usize) -> Result<(), ScanError> {
         let deeper = depth + 1;
-        match self.head()? {
+        match self.head_inlined()? {
             Head::Nil
             | Head::Bool(_)
             | Head::Unsigned(_)
@@ -214,25 +247,24 @@ fn signed(number: i64) -> Head<'static> {
 /// texts are seldom compared.
 struct Keys<'a> {
     bits: u64,
-    few: [&'a str; 16],
+    few: [&'a [u8]; 16],
     count: usize,
-    many: std::collections::BTreeSet<&'a str>,
+    many: std::collections::BTreeSet<&'a [u8]>,
 }
 
 impl<'a> Keys<'a> {
     fn new() -> Self {
         Self {
             bits: 0,
-            few: [""; 16],
+            few: [&[]; 16],
             count: 0,
             many: std::collections::BTreeSet::new(),
         }
     }
 
-    fn insert(&mut self, key: &'a str) -> Result<(), ScanError> {
-        let ends = [key.as_bytes().first(), key.as_bytes().last()];
-        let ends = ends.map(|byte| byte.copied().map_or(0, usize::from));
-        let bit = 1 << ((key.len() + 5 * ends[0] + 11 * ends[1]) % 64);
+    #[inline]
+    fn insert(&mut self, key: &'a [u8]) -> Result<(), ScanError> {
+        let bit = 1_u64.rotate_left(mix(key));
         if self.bits & bit != 0 {
             let seen = self.few.get(..self.count).unwrap_or_default();
             if seen.contains(&key) || self.many.contains(key) {
@@ -251,6 +283,16 @@ impl<'a> Keys<'a> {
         }
         Ok(())
     }
+}
+
+/// A number that equal keys share, and few others.
+#[inline]
+fn mix(key: &[u8]) -> u32 {
+    let [first, last] = [key.first(), key.last()].map(|byte| u32::from(*byte.unwrap_or(&0)));
+    let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
+    length
+        .wrapping_add(first.wrapping_mul(5))
+        .wrapping_add(last.wrapping_mul(11))
 }
 
 #[cfg(test)]

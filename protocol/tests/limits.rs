@@ -121,7 +121,7 @@ fn fetch() -> Fetch {
 }
 
 fn hello(session: SessionHello) -> Operation {
-    Operation::Hello(Hello {
+    Operation::Hello(Box::new(Hello {
         v: 1,
         client: String::new(),
         features: Vec::new(),
@@ -129,7 +129,7 @@ fn hello(session: SessionHello) -> Operation {
         auth: None,
         session: Some(session),
         producer: None,
-    })
+    }))
 }
 
 #[test]

@@ -488,7 +488,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (job_id(), lease(), ms()).prop_map(|(job, lease, ms)| ExtendItem { job, lease, ms });
     let list = (name(), any::<bool>(), option::of(".{0,20}"), any::<u32>());
     prop_oneof![
-        hello().prop_map(Operation::Hello),
+        hello().prop_map(|hello| Operation::Hello(Box::new(hello))),
         (
             vec(job(), 0..4),
             any::<bool>(),

@@ -46,7 +46,7 @@ impl Link {
             connection: Connection::try_connect(address)?,
             next_id: 1,
         };
-        let id = link.send(Operation::Hello(Hello {
+        let id = link.send(Operation::Hello(Box::new(Hello {
             v: VERSION,
             client: "crash".to_owned(),
             features: Vec::new(),
@@ -54,7 +54,7 @@ impl Link {
             auth: None,
             session,
             producer,
-        }))?;
+        })))?;
         let (answered, result) = link.reply()?;
         assert_eq!(answered, id, "the first reply is that of hello");
         let reply = result.map(|body| body.read::<HelloReply>().expect("a reply to hello"));

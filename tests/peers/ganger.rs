@@ -187,7 +187,7 @@ impl Connection {
             producer: None,
         };
         connection
-            .call(Operation::Hello(hello))
+            .call(Operation::Hello(Box::new(hello)))
             .await?
             .read::<HelloReply>()?;
         Ok(connection)

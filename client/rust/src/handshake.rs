@@ -85,7 +85,7 @@ async fn shake_hands(
     };
     let request = Request {
         id: HELLO_ID,
-        operation: Operation::Hello(hello(options, &welcome, greeting)?),
+        operation: Operation::Hello(Box::new(hello(options, &welcome, greeting)?)),
     };
     let mut out = BytesMut::new();
     if let Err(error) = request.encode(&mut out) {

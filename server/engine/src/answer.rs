@@ -377,7 +377,7 @@ impl Engine {
         if deadline == Some(lease.deadline) {
             return result;
         }
-        self.leave_lease_part(item.job, lease.part);
+        self.leave_lease_part(lease.number, lease.part);
         if let Some(lease) = self.leases.find_mut(&item.job) {
             lease.part = None;
         }
@@ -390,7 +390,7 @@ impl Engine {
             attempt: lease.attempt,
             key: lease.lane,
         };
-        self.group.grants.insert(item.job, record);
+        self.group.grants.insert(lease.number, record);
         self.group.operations += 1;
         result
     }

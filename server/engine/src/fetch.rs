@@ -28,6 +28,9 @@ use crate::{
 /// No further job once the contents of a reply have so many bytes, so that it fits in a frame.
 const REPLY_BYTES_MAX: usize = 4 << 20;
 
+/// Jobs of a fetch for which there is room from the start.
+const GRANTS_ROOM: usize = 100;
+
 /// Jobs that were taken for one fetch.
 #[derive(Debug, Default)]
 struct Grants {
@@ -227,6 +230,9 @@ impl Engine {
         let candidates = self.candidates(namespace, fetch);
         if fetch.weights.is_empty() {
             for (queue, _) in candidates {
+                let ready = self.queues.find(queue).map(|it| it.record.counters.ready);
+                let ready = usize::try_from(ready.unwrap_or_default()).unwrap_or(usize::MAX);
+                grants.jobs.reserve(ready.min(max).min(GRANTS_ROOM));
                 while grants.has_room(max) && self.take_from(now, queue, session, grants) {}
             }
             return;
@@ -345,7 +351,7 @@ impl Engine {
             },
         );
         if let Some(session) = self.sessions.find_mut(session) {
-            session.leases.insert(id);
+            session.leases.insert(number, id);
         }
         if let Some(run) = self.runs.get_mut(&place.run) {
             run.heads -= 1;
@@ -362,7 +368,7 @@ impl Engine {
             attempt,
             key: lane,
         };
-        self.group.grants.insert(id, record);
+        self.group.grants.insert(number, record);
         self.group.operations += 1;
         self.group.bytes += 64;
         self.count(queue, Some(JobState::Ready), Some(JobState::Leased));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, Bytes, JobId, NamespaceName, SessionId, Timestamp,
+    BatchId, Bytes, JobId, LeaseId, NamespaceName, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
     limit::LimitTarget,
@@ -67,7 +67,8 @@ pub(crate) struct OpenGroup {
     pub(crate) left: BTreeMap<RunKey, Bits>,
     /// Sealed runs of which nothing is left. The store has them until this group is sealed.
     dropped: BTreeSet<RunKey>,
-    pub(crate) grants: BTreeMap<JobId, LeaseRecord>,
+    /// By the number of the lease, which nearly always grows.
+    pub(crate) grants: BTreeMap<LeaseId, LeaseRecord>,
     pub(crate) jobs: BTreeMap<JobId, Option<Box<JobRecord>>>,
     timers: BTreeMap<Timer, bool>,
     closed: BTreeMap<Closed, bool>,

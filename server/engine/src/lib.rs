@@ -726,10 +726,10 @@ impl Engine {
     }
 
     /// A lease is over, or is told of by a later record: the record that spoke of it may go.
-    fn leave_lease_part(&mut self, job: ganger_protocol::JobId, part: Option<PartKey>) {
+    fn leave_lease_part(&mut self, lease: LeaseId, part: Option<PartKey>) {
         match part {
             None => {
-                self.group.grants.remove(&job);
+                self.group.grants.remove(&lease);
             }
             Some(part) if count_down(&mut self.lease_parts, part) => {
                 self.group.delete(Change::DeleteLeases(part));

@@ -142,9 +142,9 @@ impl Engine {
     pub(crate) fn end_lease(&mut self, job: JobId, now: Mono) -> Option<Lease> {
         let lease = self.leases.remove(&job)?;
         if let Some(session) = self.sessions.find_mut(lease.session) {
-            session.leases.remove(&job);
+            session.leases.remove(&lease.number);
         }
-        self.leave_lease_part(job, lease.part);
+        self.leave_lease_part(lease.number, lease.part);
         self.free_slot(now, lease.lane);
         self.forget_cancel(job, &lease);
         if let Some(place) = lease.place {
@@ -511,7 +511,9 @@ impl Engine {
     /// What must be read before all leases of a session can end.
     pub(crate) fn needs_of_session(&self, session: Option<SessionId>) -> Vec<Need> {
         let session = session.and_then(|id| self.sessions.find(id));
-        let leases = session.into_iter().flat_map(|session| &session.leases);
+        let leases = session
+            .into_iter()
+            .flat_map(|session| session.leases.values());
         leases
             .flat_map(|job| self.needs_to_end_lease(*job))
             .collect()

@@ -220,9 +220,9 @@ impl Engine {
                 continue;
             };
             if let Some(session) = self.sessions.find_mut(lease.session) {
-                session.leases.remove(&job);
+                session.leases.remove(&lease.number);
             }
-            self.leave_lease_part(job, lease.part);
+            self.leave_lease_part(lease.number, lease.part);
             self.free_slot(now.mono, lease.lane);
             if let Some(place) = lease.place {
                 self.forget_lease_of_run(place.run);

@@ -227,7 +227,7 @@ impl Engine {
             Some(StoredJob::Record(job)) => job.cancel_at,
             Some(StoredJob::Packed { .. }) | None => None,
         };
-        session.leases.insert(record.job);
+        session.leases.insert(record.lease, record.job);
         if cancel_at.is_some() {
             session.cancels.insert(record.job);
         }

@@ -362,19 +362,20 @@ impl Engine {
         touched
     }
 
+    /// The leases of a session, in the order in which their jobs were born.
     fn refs_of(&self, session: SessionId) -> Vec<LeaseRef> {
         let leases = self
             .sessions
             .find(session)
             .into_iter()
             .flat_map(|session| &session.leases);
-        let refs = leases.filter_map(|job| {
-            Some(LeaseRef {
-                job: *job,
-                lease: self.leases.find(job)?.number,
-            })
+        let refs = leases.map(|(lease, job)| LeaseRef {
+            job: *job,
+            lease: *lease,
         });
-        refs.collect()
+        let mut refs: Vec<LeaseRef> = refs.collect();
+        refs.sort_unstable();
+        refs
     }
 
     pub(crate) fn goodbye(

@@ -519,7 +519,7 @@ impl Delivery {
         touched.dedup_by_key(|(_, outbox)| outbox.connection());
         touched.sort_by_key(|(brings_jobs, _)| !brings_jobs);
         for (_, outbox) in touched {
-            outbox.flush(now);
+            outbox.flush(|| now);
         }
         if let Some(ring) = self.news {
             ring.wake();

@@ -107,8 +107,8 @@ impl Outbox {
     }
 
     /// Sends what the socket takes at once. When it does not take all, the session's task is woken
-    /// to send the rest.
-    pub fn flush(&self, now: Mono) {
+    /// to send the rest. What time it is is asked only then.
+    pub fn flush(&self, now: impl FnOnce() -> Mono) {
         if self.is_blocked.load(Ordering::Acquire) {
             return;
         }
@@ -129,10 +129,10 @@ impl Outbox {
         }
         loop {
             self.socket.writable().await?;
-            if self.send(now()) {
+            if self.send(&now) {
                 self.is_blocked.store(false, Ordering::Release);
                 // A reply that came between the last send and this store found the box blocked.
-                if self.send(now()) {
+                if self.send(&now) {
                     return Ok(());
                 }
                 self.is_blocked.store(true, Ordering::Release);
@@ -142,7 +142,7 @@ impl Outbox {
 
     /// Whether the socket took everything. An error of the socket counts as taken: the session's
     /// task sees it when it reads.
-    fn send(&self, now: Mono) -> bool {
+    fn send(&self, now: impl FnOnce() -> Mono) -> bool {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         while !buffer.is_empty() {
             match self.socket.try_write(&buffer) {
@@ -151,7 +151,7 @@ impl Outbox {
                     self.blocked_since.store(0, Ordering::Release);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    let since = now.0.max(1);
+                    let since = now().0.max(1);
                     let _ = self.blocked_since.compare_exchange(
                         0,
                         since,

@@ -362,7 +362,8 @@ impl Session {
     fn take_frames(&mut self, buffer: &mut BytesMut) -> Then {
         let now = self.shared.clock.now().mono;
         self.presence.seen_at.store(now.0, Ordering::Release);
-        let mut commands = Vec::new();
+        // Most reads bring one request.
+        let mut commands = Vec::with_capacity(1);
         let mut is_another = false;
         let then = loop {
             let limit = match &self.stage {
@@ -447,7 +448,7 @@ impl Session {
             Stage::Open(opened) => opened,
             Stage::Greeted => {
                 return match operation {
-                    Operation::Hello(hello) => self.hello(id, hello),
+                    Operation::Hello(hello) => self.hello(id, *hello),
                     _ => Then::Close,
                 };
             }
@@ -682,7 +683,7 @@ impl Session {
     }
 
     fn flush(&self) {
-        self.presence.outbox.flush(self.shared.clock.now().mono);
+        self.presence.outbox.flush(|| self.shared.clock.now().mono);
     }
 
     fn end(mut self) {

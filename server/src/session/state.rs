@@ -241,7 +241,7 @@ mod tests {
             producer: None,
         };
         vec![
-            Operation::Hello(hello),
+            Operation::Hello(Box::new(hello)),
             Operation::Push(Push {
                 jobs: vec![],
                 atomic: false,

@@ -136,7 +136,7 @@ impl Peer {
         let Operation::Hello(hello) = request.operation else {
             panic!("not hello but {request:?}");
         };
-        (request.id, hello)
+        (request.id, *hello)
     }
 
     pub async fn push(&mut self) -> (u64, Push) {
