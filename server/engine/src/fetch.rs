@@ -61,6 +61,9 @@ impl Engine {
                 if queue.rings.is_some() {
                     needs.extend(self.needs_of_lanes(queue.record.number, priority, facts));
                 }
+                if window.is_idle() {
+                    continue;
+                }
                 let live = window.live(missing, now.wall);
                 if window.is_short_of_live(missing, live) {
                     let lane = Lane {

@@ -4,6 +4,8 @@
 //!
 //! It decides nothing; [`crate::Engine::seal`] turns it into a [`Group`].
 
+pub(crate) mod seldom;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Included},
@@ -11,14 +13,16 @@ use std::{
 };
 
 use ganger_protocol::{
-    BatchId, Bytes, JobId, LeaseId, NamespaceName, SessionId, Timestamp,
+    BatchId, Bytes, JobId, NamespaceName, SessionId, Timestamp,
     batch::BatchEvent,
     job::{JobError, JobState},
     limit::LimitTarget,
     workflow::NodeState,
 };
 
+use self::seldom::Seldom;
 use crate::{
+    by_number::ByNumber,
     change::Change,
     facts::Side,
     records::{
@@ -67,28 +71,11 @@ pub(crate) struct OpenGroup {
     pub(crate) left: BTreeMap<RunKey, Bits>,
     /// Sealed runs of which nothing is left. The store has them until this group is sealed.
     dropped: BTreeSet<RunKey>,
-    /// By the number of the lease, which nearly always grows.
-    pub(crate) grants: BTreeMap<LeaseId, LeaseRecord>,
+    pub(crate) grants: ByNumber<LeaseRecord>,
     pub(crate) jobs: BTreeMap<JobId, Option<Box<JobRecord>>>,
-    timers: BTreeMap<Timer, bool>,
-    closed: BTreeMap<Closed, bool>,
-    sessions: BTreeMap<SessionId, Option<Box<SessionRecord>>>,
     pub(crate) outcomes: BTreeMap<(ProducerNumber, u8), Box<OutcomeRecord>>,
-    forgotten: Vec<ProducerNumber>,
-    locks: BTreeMap<UniqueKey, Option<UniqueRecord>>,
     pub(crate) queues: BTreeSet<QueueNumber>,
-    /// Entries that changed, or are gone.
-    pub(crate) crons: BTreeSet<CronNumber>,
-    /// Batches that are not settled and changed, or are no longer such.
-    pub(crate) batches: BTreeSet<BatchId>,
-    settled_batches: BTreeMap<BatchId, Option<Box<BatchRecord>>>,
-    /// Each edge twice: by the job that is waited for, and by the one that waits.
-    edges: BTreeMap<(Side, JobId, JobId), bool>,
-    nodes: BTreeMap<(BatchId, JobId), NodeChange>,
-    node_ends: BTreeMap<(BatchId, JobId), Option<NodeState>>,
-    /// Limits that changed, or are gone.
-    pub(crate) limits: BTreeSet<(NamespaceName, LimitTarget)>,
-    blobs: BTreeMap<(JobId, BlobKind), BlobChange>,
+    pub(crate) seldom: Seldom,
     /// Deletions of what was written once.
     deleted: Vec<Change>,
     /// Whether the head record changed by itself.
@@ -216,12 +203,13 @@ impl OpenGroup {
     pub(crate) fn set_timer(&mut self, timer: Timer, is_set: bool) {
         self.operations += 1;
         self.bytes += 48;
-        self.timers.insert(timer, is_set);
+        self.seldom.timers.insert(timer, is_set);
     }
 
     /// Timers that this group sets behind another.
     pub(crate) fn timers_behind(&self, after: Option<Timer>) -> impl Iterator<Item = Timer> {
         let set = self
+            .seldom
             .timers
             .iter()
             .filter(|(_, is_set)| **is_set)
@@ -231,13 +219,13 @@ impl OpenGroup {
 
     /// Whether this group unsets a timer.
     pub(crate) fn unsets(&self, timer: &Timer) -> bool {
-        self.timers.get(timer).is_some_and(|is_set| !is_set)
+        self.seldom.timers.get(timer).is_some_and(|is_set| !is_set)
     }
 
     pub(crate) fn set_closed(&mut self, row: Closed, is_set: bool) {
         self.operations += 1;
         self.bytes += 48;
-        self.closed.insert(row, is_set);
+        self.seldom.closed.insert(row, is_set);
     }
 
     /// Rows of closed jobs of a queue that this group sets or unsets, the oldest first.
@@ -252,14 +240,14 @@ impl OpenGroup {
             at: Timestamp(at),
             job: JobId::from_bytes([id; JobId::BYTES]),
         };
-        let rows = self.closed.range(row(0, 0)..=row(u64::MAX, u8::MAX));
+        let rows = self.seldom.closed.range(row(0, 0)..=row(u64::MAX, u8::MAX));
         rows.map(|(row, is_set)| (*row, *is_set))
     }
 
     pub(crate) fn set_session(&mut self, id: SessionId, record: Option<Box<SessionRecord>>) {
         self.operations += 1;
         self.bytes += 256;
-        self.sessions.insert(id, record);
+        self.seldom.sessions.insert(id, record);
     }
 
     pub(crate) fn put_outcome(&mut self, slot: u8, outcome: Box<OutcomeRecord>) {
@@ -271,18 +259,18 @@ impl OpenGroup {
     pub(crate) fn forget_producer(&mut self, producer: ProducerNumber) {
         self.operations += 1;
         self.outcomes.retain(|(of, _), _| *of != producer);
-        self.forgotten.push(producer);
+        self.seldom.forgotten.push(producer);
     }
 
     /// Whether this group forgets what the store has of a producer.
     pub(crate) fn forgets(&self, producer: ProducerNumber) -> bool {
-        self.forgotten.contains(&producer)
+        self.seldom.forgotten.contains(&producer)
     }
 
     pub(crate) fn set_lock(&mut self, key: UniqueKey, lock: Option<UniqueRecord>) {
         self.operations += 1;
         self.bytes += 64;
-        self.locks.insert(key, lock);
+        self.seldom.locks.insert(key, lock);
     }
 
     /// What this group makes of the lock of a key, when it changes it.
@@ -291,17 +279,17 @@ impl OpenGroup {
         reason = "untouched, and known to be free, differ"
     )]
     pub(crate) fn lock(&self, key: &UniqueKey) -> Option<Option<UniqueRecord>> {
-        self.locks.get(key).copied()
+        self.seldom.locks.get(key).copied()
     }
 
     /// The locks that this group sets.
     pub(crate) fn locks(&self) -> impl Iterator<Item = &UniqueRecord> {
-        self.locks.values().flatten()
+        self.seldom.locks.values().flatten()
     }
 
     /// The record of a batch is to be written among the live ones, or deleted there.
     pub(crate) fn touch_batch(&mut self, batch: &BatchRecord) {
-        if self.batches.insert(batch.id) {
+        if self.seldom.batches.insert(batch.id) {
             let callbacks = BatchEvent::ALL.into_iter();
             let callbacks = callbacks.filter_map(|event| batch.callback(event));
             self.operations += 1;
@@ -313,7 +301,7 @@ impl OpenGroup {
     pub(crate) fn set_settled_batch(&mut self, id: BatchId, record: Option<Box<BatchRecord>>) {
         self.operations += 1;
         self.bytes += 512;
-        self.settled_batches.insert(id, record);
+        self.seldom.settled_batches.insert(id, record);
     }
 
     /// What this group makes of a settled batch, when it changes it.
@@ -322,12 +310,12 @@ impl OpenGroup {
         reason = "untouched, and known to be gone, differ"
     )]
     pub(crate) fn settled_batch(&self, id: BatchId) -> Option<Option<&BatchRecord>> {
-        self.settled_batches.get(&id).map(Option::as_deref)
+        self.seldom.settled_batches.get(&id).map(Option::as_deref)
     }
 
     /// What this group makes of settled batches, in the order of their ids.
     pub(crate) fn settled_batches(&self) -> impl Iterator<Item = (BatchId, Option<&BatchRecord>)> {
-        let changed = self.settled_batches.iter();
+        let changed = self.seldom.settled_batches.iter();
         changed.map(|(id, record)| (*id, record.as_deref()))
     }
 
@@ -335,9 +323,11 @@ impl OpenGroup {
     pub(crate) fn set_edge(&mut self, awaited: JobId, waiting: JobId, is_set: bool) {
         self.operations += 2;
         self.bytes += 128;
-        self.edges
+        self.seldom
+            .edges
             .insert((Side::Dependents, awaited, waiting), is_set);
-        self.edges
+        self.seldom
+            .edges
             .insert((Side::Dependencies, waiting, awaited), is_set);
     }
 
@@ -353,33 +343,36 @@ impl OpenGroup {
             None => Included((side, job, JobId::from_bytes([0; JobId::BYTES]))),
         };
         let to = Included((side, job, JobId::from_bytes([u8::MAX; JobId::BYTES])));
-        let edges = self.edges.range((from, to));
+        let edges = self.seldom.edges.range((from, to));
         edges.map(|((_, _, other), is_set)| (*other, *is_set))
     }
 
     pub(crate) fn put_node(&mut self, node: Box<NodeRecord>) {
         self.operations += usize::from(node.parts());
         self.bytes += 512 + JobId::BYTES * node.after.len();
-        self.nodes
+        self.seldom
+            .nodes
             .insert((node.batch, node.job), NodeChange::Put(node));
     }
 
     pub(crate) fn delete_node(&mut self, node: &NodeRecord) {
         let key = (node.batch, node.job);
         self.operations += 1 + usize::from(node.parts());
-        self.nodes.insert(key, NodeChange::Delete(node.parts()));
-        self.node_ends.remove(&key);
+        self.seldom
+            .nodes
+            .insert(key, NodeChange::Delete(node.parts()));
+        self.seldom.node_ends.remove(&key);
     }
 
     pub(crate) fn set_node_end(&mut self, batch: BatchId, job: JobId, end: Option<NodeState>) {
         self.operations += 1;
         self.bytes += 64;
-        self.node_ends.insert((batch, job), end);
+        self.seldom.node_ends.insert((batch, job), end);
     }
 
     /// What this group makes of a node, when it changes it.
     pub(crate) fn node(&self, batch: BatchId, job: JobId) -> Option<&NodeChange> {
-        self.nodes.get(&(batch, job))
+        self.seldom.nodes.get(&(batch, job))
     }
 
     /// What this group makes of the end of a node, when it changes that.
@@ -388,7 +381,7 @@ impl OpenGroup {
         reason = "untouched, and known to be none, differ"
     )]
     pub(crate) fn node_end(&self, batch: BatchId, job: JobId) -> Option<Option<NodeState>> {
-        self.node_ends.get(&(batch, job)).copied()
+        self.seldom.node_ends.get(&(batch, job)).copied()
     }
 
     /// What this group makes of the nodes of a batch behind another one, in order.
@@ -402,13 +395,13 @@ impl OpenGroup {
             None => Included((batch, JobId::from_bytes([0; JobId::BYTES]))),
         };
         let to = Included((batch, JobId::from_bytes([u8::MAX; JobId::BYTES])));
-        let nodes = self.nodes.range((from, to));
+        let nodes = self.seldom.nodes.range((from, to));
         nodes.map(|((_, job), change)| (*job, change))
     }
 
     /// The record of a limit is to be written, or deleted.
     pub(crate) fn touch_limit(&mut self, namespace: NamespaceName, target: LimitTarget) {
-        if self.limits.insert((namespace, target)) {
+        if self.seldom.limits.insert((namespace, target)) {
             self.operations += 1;
             self.bytes += 512;
         }
@@ -416,7 +409,7 @@ impl OpenGroup {
 
     /// The record of a cron entry of about so many bytes is to be written, or deleted.
     pub(crate) fn touch_cron(&mut self, cron: CronNumber, bytes: usize) {
-        if self.crons.insert(cron) {
+        if self.seldom.crons.insert(cron) {
             self.operations += 1;
             self.bytes += 512 + bytes;
         }
@@ -427,7 +420,8 @@ impl OpenGroup {
         self.bytes += content.bound_bytes();
         let kind = BlobKind::Content;
         let earlier = self.parts_before(job, kind);
-        self.blobs
+        self.seldom
+            .blobs
             .insert((job, kind), BlobChange::Content(content, earlier));
     }
 
@@ -436,13 +430,14 @@ impl OpenGroup {
         self.operations += usize::from(bytes_parts(&bytes) + earlier);
         self.bytes += 64 + bytes.len();
         let earlier = earlier.max(self.parts_before(job, kind));
-        self.blobs
+        self.seldom
+            .blobs
             .insert((job, kind), BlobChange::Bytes(bytes, earlier));
     }
 
     /// The result that this group wrote, when it did.
     pub(crate) fn result(&self, job: JobId) -> Option<&Bytes> {
-        match self.blobs.get(&(job, BlobKind::Result))? {
+        match self.seldom.blobs.get(&(job, BlobKind::Result))? {
             BlobChange::Bytes(bytes, _) => Some(bytes),
             BlobChange::Content(..) | BlobChange::Error(..) | BlobChange::Delete(_) => None,
         }
@@ -454,7 +449,8 @@ impl OpenGroup {
         self.bytes += 64 + error.message.len() + error.backtrace.len();
         let kind = BlobKind::Error(slot);
         let earlier = earlier.max(self.parts_before(job, kind));
-        self.blobs
+        self.seldom
+            .blobs
             .insert((job, kind), BlobChange::Error(error, earlier));
     }
 
@@ -462,13 +458,15 @@ impl OpenGroup {
         if parts > 0 {
             self.operations += usize::from(parts);
             let parts = parts.max(self.parts_before(job, kind));
-            self.blobs.insert((job, kind), BlobChange::Delete(parts));
+            self.seldom
+                .blobs
+                .insert((job, kind), BlobChange::Delete(parts));
         }
     }
 
     /// Parts that the store may have of a blob which this group changes already.
     fn parts_before(&self, job: JobId, kind: BlobKind) -> u16 {
-        match self.blobs.get(&(job, kind)) {
+        match self.seldom.blobs.get(&(job, kind)) {
             Some(
                 BlobChange::Content(_, parts)
                 | BlobChange::Bytes(_, parts)
@@ -497,15 +495,14 @@ impl OpenGroup {
 
     /// The error that this group wrote into a slot, when it did.
     pub(crate) fn error(&self, job: JobId, slot: u8) -> Option<&JobError> {
-        match self.blobs.get(&(job, BlobKind::Error(slot)))? {
+        match self.seldom.blobs.get(&(job, BlobKind::Error(slot)))? {
             BlobChange::Error(error, _) => Some(error),
             BlobChange::Content(..) | BlobChange::Bytes(..) | BlobChange::Delete(_) => None,
         }
     }
 
-    /// Everything but acks, leases, queues and the head, which need the engine.
-    pub(crate) fn into_changes(self, acks: &[(PartKey, Vec<LeftRun>)]) -> Vec<Change> {
-        let mut changes = Vec::with_capacity(self.operations + 4);
+    /// Everything but leases, queues and the head, which need the engine, and what is seldom there.
+    pub(crate) fn add_changes(self, acks: &[(PartKey, Vec<LeftRun>)], changes: &mut Vec<Change>) {
         changes.extend(
             self.runs
                 .into_iter()
@@ -519,78 +516,9 @@ impl OpenGroup {
             Some(record) => Change::PutJob(record),
             None => Change::DeleteJob(id),
         }));
-        changes.extend(self.timers.into_iter().map(|(timer, is_set)| match is_set {
-            true => Change::PutTimer(timer),
-            false => Change::DeleteTimer(timer),
-        }));
-        changes.extend(self.closed.into_iter().map(|(row, is_set)| match is_set {
-            true => Change::PutClosed(row),
-            false => Change::DeleteClosed(row),
-        }));
-        changes.extend(self.sessions.into_iter().map(|(id, record)| match record {
-            Some(record) => Change::PutSession(record),
-            None => Change::DeleteSession(id),
-        }));
-        changes.extend(self.locks.into_iter().map(|(key, lock)| match lock {
-            Some(lock) => Change::PutUnique(key, lock),
-            None => Change::DeleteUnique(key),
-        }));
-        let settled = self.settled_batches.into_iter();
-        changes.extend(settled.map(|(id, record)| match record {
-            Some(record) => Change::PutBatch(record),
-            None => Change::DeleteSettledBatch(id),
-        }));
-        let edges = self.edges.into_iter();
-        let edges = edges.filter(|((side, ..), _)| *side == Side::Dependents);
-        changes.extend(edges.map(|((_, awaited, waiting), is_set)| match is_set {
-            true => Change::PutEdge(awaited, waiting),
-            false => Change::DeleteEdge(awaited, waiting),
-        }));
-        let nodes = self.nodes.into_iter();
-        changes.extend(nodes.map(|((batch, job), node)| match node {
-            NodeChange::Put(node) => Change::PutNode(node),
-            NodeChange::Delete(parts) => Change::DeleteNode(batch, job, parts),
-        }));
-        let ends = self.node_ends.into_iter();
-        changes.extend(ends.map(|((batch, job), end)| match end {
-            Some(end) => Change::PutNodeEnd(batch, job, end),
-            None => Change::DeleteNodeEnd(batch, job),
-        }));
-        changes.extend(self.forgotten.into_iter().map(Change::DeleteOutcomes));
         changes.extend(self.outcomes.into_values().map(Change::PutOutcome));
-        for ((job, kind), blob) in self.blobs {
-            match (kind, blob) {
-                (BlobKind::Error(slot), BlobChange::Error(error, earlier)) => {
-                    // The parts of a longer error in this slot would stay for ever.
-                    if earlier > 0 {
-                        changes.push(Change::DeleteBlob(job, kind, earlier));
-                    }
-                    changes.push(Change::PutError(job, slot, error));
-                }
-                (_, BlobChange::Content(content, earlier)) => {
-                    if earlier > 0 {
-                        changes.push(Change::DeleteBlob(job, kind, earlier));
-                    }
-                    changes.push(Change::PutContent(job, content));
-                }
-                (_, BlobChange::Bytes(bytes, earlier)) => {
-                    if earlier > 0 {
-                        changes.push(Change::DeleteBlob(job, kind, earlier));
-                    }
-                    changes.push(Change::PutBytes(job, kind, bytes));
-                }
-                (_, BlobChange::Delete(parts)) => {
-                    changes.push(Change::DeleteBlob(job, kind, parts));
-                }
-                (
-                    BlobKind::Content | BlobKind::Result | BlobKind::Cursor,
-                    BlobChange::Error(..),
-                ) => {}
-            }
-        }
         changes.extend(self.dropped.into_iter().map(Change::DeleteRun));
         changes.extend(self.deleted);
-        changes
     }
 }
 

@@ -204,7 +204,7 @@ impl Engine {
         let mut parts = BTreeMap::new();
         for (job, lease) in leases {
             let session = self.sessions.find(lease.session);
-            if session.is_none_or(|session| session.leases.get(&lease.number) != Some(*job)) {
+            if session.is_none_or(|session| session.leases.get(lease.number) != Some(*job)) {
                 return Err(format!(
                     "I7: lease {} of {job:?} has no session",
                     lease.number
@@ -215,7 +215,7 @@ impl Engine {
             }
             match lease.part {
                 Some(part) => *parts.entry(part).or_insert(0) += 1,
-                None if self.group.grants.contains_key(&lease.number) => {}
+                None if self.group.grants.get(lease.number).is_some() => {}
                 None => return Err(format!("lease {} is written nowhere", lease.number)),
             }
         }

@@ -30,6 +30,7 @@
 mod answer;
 mod backoff;
 pub mod batch;
+mod by_number;
 mod cancel;
 pub mod change;
 pub mod command;
@@ -93,7 +94,7 @@ use self::{
     cron::Crons,
     events::Happenings,
     facts::{Fact, Facts, Need},
-    group::OpenGroup,
+    group::{OpenGroup, seldom::Seldom},
     keys::Keys,
     kinds::Kinds,
     lanes::SPILLS_MAX,
@@ -330,29 +331,14 @@ impl Engine {
         let mut group = std::mem::replace(&mut self.group, next);
         let acks = self.seal_acks(&mut group);
         let leases = self.seal_leases(&mut group);
+        let mut changes = Vec::with_capacity(group.operations + 4);
+        self.seal_seldom(std::mem::take(&mut group.seldom), &mut changes);
         let queues = std::mem::take(&mut group.queues);
-        let crons = std::mem::take(&mut group.crons);
-        let batches = std::mem::take(&mut group.batches);
-        let limits = std::mem::take(&mut group.limits);
-        let mut changes = group.into_changes(&acks);
+        group.add_changes(&acks, &mut changes);
         changes.extend(leases);
         changes.extend(queues.iter().map(|queue| match self.queue_record(*queue) {
             Some(record) => Change::PutQueue(Box::new(record.clone())),
             None => Change::DeleteQueue(*queue),
-        }));
-        changes.extend(crons.iter().map(|cron| match self.crons.record(*cron) {
-            Some(record) => Change::PutCron(Box::new(record.clone())),
-            None => Change::DeleteCron(*cron),
-        }));
-        changes.extend(batches.iter().map(|id| match self.batches.find(*id) {
-            Some(record) => Change::PutBatch(Box::new(record.clone())),
-            None => Change::DeleteLiveBatch(*id),
-        }));
-        changes.extend(limits.into_iter().map(|(namespace, target)| {
-            match self.limits.record(&namespace, &target) {
-                Some(record) => Change::PutLimit(Box::new(record)),
-                None => Change::DeleteLimit(namespace, target),
-            }
         }));
         self.head.wall = self.head.wall.max(now.wall);
         changes.push(Change::PutHead(self.head));
@@ -704,6 +690,27 @@ impl Engine {
         parts
     }
 
+    fn seal_seldom(&self, seldom: Seldom, changes: &mut Vec<Change>) {
+        let crons = seldom.crons.iter();
+        changes.extend(crons.map(|cron| match self.crons.record(*cron) {
+            Some(record) => Change::PutCron(Box::new(record.clone())),
+            None => Change::DeleteCron(*cron),
+        }));
+        let batches = seldom.batches.iter();
+        changes.extend(batches.map(|id| match self.batches.find(*id) {
+            Some(record) => Change::PutBatch(Box::new(record.clone())),
+            None => Change::DeleteLiveBatch(*id),
+        }));
+        let limits = seldom.limits.iter();
+        changes.extend(limits.map(
+            |(namespace, target)| match self.limits.record(namespace, target) {
+                Some(record) => Change::PutLimit(Box::new(record)),
+                None => Change::DeleteLimit(namespace.clone(), target.clone()),
+            },
+        ));
+        seldom.add_changes(changes);
+    }
+
     /// Packs the grants and extensions of leases that still live into parts.
     fn seal_leases(&mut self, group: &mut OpenGroup) -> Vec<Change> {
         let rows: Vec<_> = std::mem::take(&mut group.grants).into_values().collect();
@@ -729,7 +736,7 @@ impl Engine {
     fn leave_lease_part(&mut self, lease: LeaseId, part: Option<PartKey>) {
         match part {
             None => {
-                self.group.grants.remove(&lease);
+                self.group.grants.remove(lease);
             }
             Some(part) if count_down(&mut self.lease_parts, part) => {
                 self.group.delete(Change::DeleteLeases(part));

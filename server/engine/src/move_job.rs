@@ -142,7 +142,7 @@ impl Engine {
     pub(crate) fn end_lease(&mut self, job: JobId, now: Mono) -> Option<Lease> {
         let lease = self.leases.remove(&job)?;
         if let Some(session) = self.sessions.find_mut(lease.session) {
-            session.leases.remove(&lease.number);
+            session.leases.remove(lease.number);
         }
         self.leave_lease_part(lease.number, lease.part);
         self.free_slot(now, lease.lane);
@@ -513,9 +513,9 @@ impl Engine {
         let session = session.and_then(|id| self.sessions.find(id));
         let leases = session
             .into_iter()
-            .flat_map(|session| session.leases.values());
+            .flat_map(|session| session.leases.iter());
         leases
-            .flat_map(|job| self.needs_to_end_lease(*job))
+            .flat_map(|(_, job)| self.needs_to_end_lease(*job))
             .collect()
     }
 }

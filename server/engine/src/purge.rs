@@ -220,7 +220,7 @@ impl Engine {
                 continue;
             };
             if let Some(session) = self.sessions.find_mut(lease.session) {
-                session.leases.remove(&lease.number);
+                session.leases.remove(lease.number);
             }
             self.leave_lease_part(lease.number, lease.part);
             self.free_slot(now.mono, lease.lane);

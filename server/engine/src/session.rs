@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ganger_protocol::{DurationMs, JobId, LeaseId, QueuePattern, SessionId, request::LeaseRef};
+use ganger_protocol::{DurationMs, JobId, QueuePattern, SessionId, request::LeaseRef};
 
 use crate::{
+    by_number::ByNumber,
     command::{ConnectionId, Mono},
     records::{QueueNumber, SessionRecord},
     waiters::Ticket,
@@ -23,7 +24,7 @@ pub(crate) struct Session {
     pub(crate) seen_at: Mono,
     /// Whether it got its fresh ttl since it was last seen, because the server had stalled.
     is_forgiven: bool,
-    pub(crate) leases: BTreeMap<LeaseId, JobId>,
+    pub(crate) leases: ByNumber<JobId>,
     pub(crate) waiters: BTreeSet<Ticket>,
     /// Leases that ended without an answer since the last heartbeat.
     pub(crate) lost: Vec<LeaseRef>,
@@ -49,7 +50,7 @@ impl Session {
             connection: None,
             seen_at: now,
             is_forgiven: false,
-            leases: BTreeMap::new(),
+            leases: ByNumber::default(),
             waiters: BTreeSet::new(),
             lost: Vec::new(),
             cancels: BTreeSet::new(),

@@ -368,11 +368,8 @@ impl Engine {
             .sessions
             .find(session)
             .into_iter()
-            .flat_map(|session| &session.leases);
-        let refs = leases.map(|(lease, job)| LeaseRef {
-            job: *job,
-            lease: *lease,
-        });
+            .flat_map(|session| session.leases.iter());
+        let refs = leases.map(|(lease, job)| LeaseRef { job: *job, lease });
         let mut refs: Vec<LeaseRef> = refs.collect();
         refs.sort_unstable();
         refs

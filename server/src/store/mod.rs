@@ -444,11 +444,11 @@ impl Store {
                     actual: group.number.0,
                 });
             }
-            // Groups of a busy server resemble each other.
+            // Groups of a busy server resemble each other, or take turns.
             let hint = self.body_bytes.load(Ordering::Relaxed).min(2 << 20);
             let physical = Physical::encode(group, hint)?;
-            self.body_bytes
-                .store(physical.body.len() + 64, Ordering::Relaxed);
+            let hint = (physical.body.len() + 64).max(hint - hint / 8);
+            self.body_bytes.store(hint, Ordering::Relaxed);
             self.log_bytes
                 .fetch_add(physical.body.len() as u64, Ordering::Relaxed);
             // First the log, so that whatever the overlay has can be made durable.
