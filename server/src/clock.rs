@@ -45,9 +45,17 @@ impl Clock {
         }
     }
 
-    /// How long it is until the monotonic clock shows `deadline`; zero when it already does.
-    pub fn until(&self, deadline: Mono) -> Duration {
-        Duration::from_millis(deadline.since(self.now().mono).0)
+    /// How long it is until the wall clock shows `wait` more than in `now`, which was a moment ago: finer
+    /// than a [`Now`] tells, since up to a ms of `wait` has passed when it is told.
+    pub fn until(&self, now: Now, wait: DurationMs) -> Duration {
+        let wait_at_most = Duration::from_millis(wait.0);
+        match &self.0 {
+            Source::System(_) => {
+                let at = Duration::from_millis(now.wall.0) + wait_at_most;
+                at.saturating_sub(since_epoch()).min(wait_at_most)
+            }
+            Source::Manual(_) => wait_at_most,
+        }
     }
 }
 
@@ -114,9 +122,13 @@ fn monotonic() -> Instant {
     clippy::disallowed_methods,
     reason = "this file is the one reader of the clocks"
 )]
-fn wall() -> Timestamp {
+fn since_epoch() -> Duration {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Timestamp(since.map_or(0, millis))
+    since.unwrap_or_default()
+}
+
+fn wall() -> Timestamp {
+    Timestamp(millis(since_epoch()))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -135,8 +147,8 @@ mod tests {
         hands.advance(DurationMs(250));
         assert_eq!(clock.now().wall, Timestamp(1_250));
         assert_eq!(clock.now().mono, Mono(250));
-        assert_eq!(clock.until(Mono(300)), Duration::from_millis(50));
-        assert_eq!(clock.until(Mono(1)), Duration::ZERO);
+        let wait = Duration::from_millis(50);
+        assert_eq!(clock.until(clock.now(), DurationMs(50)), wait);
     }
 
     #[test]
@@ -153,5 +165,10 @@ mod tests {
         let earlier = clock.now();
         assert!(clock.now().mono >= earlier.mono);
         assert!(earlier.wall > Timestamp(1_600_000_000_000));
+        let wait = clock.until(earlier, DurationMs(50));
+        assert!(
+            wait < Duration::from_millis(50),
+            "part of a ms has passed: {wait:?}"
+        );
     }
 }

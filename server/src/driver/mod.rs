@@ -78,11 +78,11 @@ pub struct Shard {
     needed: Condvar,
     /// Replies that the sync threads are sending.
     sending: AtomicUsize,
-    /// Wakes the timer when something is due earlier than it thinks.
-    earlier: Notify,
     /// Wakes the sessions that wait until more is durable.
     room: Notify,
     is_congested: AtomicBool,
+    /// The timer, which is woken when something is due earlier than it thinks.
+    timer: OnceLock<Thread>,
     /// The thread that reads ahead.
     reader: OnceLock<Thread>,
     /// The checkpoint thread, and whether it sleeps because there is nothing to carry.
@@ -187,9 +187,9 @@ impl Shard {
             dirty: Condvar::new(),
             needed: Condvar::new(),
             sending: AtomicUsize::new(0),
-            earlier: Notify::new(),
             room: Notify::new(),
             is_congested: AtomicBool::new(false),
+            timer: OnceLock::new(),
             reader: OnceLock::new(),
             checkpointer: OnceLock::new(),
             checkpoint_rests: AtomicBool::new(false),
@@ -284,8 +284,8 @@ impl Shard {
             Some(Part::Second) => self.needed.notify_one(),
             None => {}
         }
-        if is_earlier {
-            self.earlier.notify_one();
+        if is_earlier && let Some(timer) = self.timer.get() {
+            timer.unpark();
         }
         delivery.send(now.mono);
     }
@@ -452,15 +452,15 @@ impl Shard {
         inner
     }
 
-    /// Lets others go on: the tasks of this thread, and whoever waits for the lock. It is not a fair
-    /// one, and who takes it over and over may keep it from the others for seconds.
-    async fn give_way(&self) {
+    /// Lets others go on that wait for the lock. It is not a fair one, and who takes it over and over may
+    /// keep it from the others for seconds.
+    fn give_way(&self) {
         let waits = self.lock_waits.load(Ordering::SeqCst);
-        tokio::task::yield_now().await;
+        std::thread::yield_now();
         while self.lock_waiters.load(Ordering::SeqCst) > 0
             && self.lock_waits.load(Ordering::SeqCst) == waits
         {
-            tokio::task::yield_now().await;
+            std::thread::yield_now();
         }
     }
 }

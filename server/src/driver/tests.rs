@@ -8,7 +8,7 @@ use ganger_protocol::{
     request::{Operation, Push},
 };
 
-use super::*;
+use super::{threads::Turn, *};
 use crate::{
     clock::ManualClock,
     store::{CheckpointProgress, StoreOptions, memory::MemoryDisk},
@@ -49,8 +49,6 @@ fn sync(shard: &Shard) {
 #[test]
 fn whoever_waits_for_the_lock_gets_it_before_one_that_gives_way() {
     let (shard, _) = shard(&StoreOptions::default());
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.unwrap();
     for _ in 0..100 {
         let is_served = AtomicBool::new(false);
         let inner = shard.lock();
@@ -63,15 +61,15 @@ fn whoever_waits_for_the_lock_gets_it_before_one_that_gives_way() {
                 std::thread::yield_now();
             }
             drop(inner);
-            runtime.block_on(shard.give_way());
+            shard.give_way();
             drop(shard.lock());
             assert!(is_served.load(Ordering::Acquire));
         });
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn jobs_that_are_due_wait_while_the_store_has_little_room_left() {
+#[test]
+fn jobs_that_are_due_wait_while_the_store_has_little_room_left() {
     let (shard, clock) = shard(&StoreOptions {
         overlay_bytes_max: 64 << 10,
         ..StoreOptions::default()
@@ -88,17 +86,12 @@ async fn jobs_that_are_due_wait_while_the_store_has_little_room_left() {
     }
     assert!(!shard.store.is_full(), "there is room for others");
     clock.advance(DurationMs(10));
+    assert!(matches!(shard.timer_turn(), Turn::Rest(Some(_))));
     let is_due = || shard.look(|core| core.next_wakeup(clock.clock().now()) == Some(DurationMs(0)));
-    let second = Duration::from_secs(1);
-    tokio::time::timeout(second, shard.run_timer())
-        .await
-        .unwrap_err();
     assert!(is_due());
     while shard.store.checkpoint_slice().unwrap() != CheckpointProgress::Done {}
     assert!(!shard.store.is_filling());
-    tokio::time::timeout(second, shard.run_timer())
-        .await
-        .unwrap_err();
+    assert_eq!(shard.timer_turn(), Turn::Done);
     assert!(!is_due());
 }
 

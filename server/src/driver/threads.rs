@@ -12,7 +12,7 @@ use super::{Core, Delivery, Inner, Part, Released, Shard, Sleep, UNDURABLE_BYTES
 use crate::{
     clock::Stopwatch,
     store::{CheckpointProgress, StoreError, ahead::Ahead},
-    tasks::{OnPanic, Tasks},
+    tasks::Tasks,
 };
 
 /// How long the checkpoint thread sleeps between two looks at a store that has something to carry.
@@ -31,8 +31,17 @@ const AHEAD_REST_MAX: Duration = Duration::from_secs(1);
 /// How long the timer waits for room.
 const BREATH: Duration = Duration::from_millis(2);
 
+/// What came of a turn of the timer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Something was due.
+    Done,
+    /// Nothing is for so long, or for ever, unless it is woken.
+    Rest(Option<Duration>),
+}
+
 impl Shard {
-    /// Starts the threads and the timer.
+    /// Starts the threads.
     ///
     /// # Errors
     /// When the system has no thread to give.
@@ -45,12 +54,8 @@ impl Shard {
         tasks.thread("checkpoint", move || shard.run_checkpoint())?;
         let shard = Arc::clone(self);
         tasks.thread("read-ahead", move || shard.run_read_ahead())?;
-        let (shard, stopping) = (Arc::clone(self), tasks.stopping());
-        tasks.spawn("timer", OnPanic::Stop, async move {
-            // Cancel-safe: a turn that is cut off while it sleeps has done nothing.
-            stopping.run_until_cancelled(shard.run_timer()).await;
-        });
-        Ok(())
+        let shard = Arc::clone(self);
+        tasks.thread("timer", move || shard.run_timer())
     }
 
     /// Asks the sync thread to end once everything is durable.
@@ -58,7 +63,7 @@ impl Shard {
         self.lock().is_stopping = true;
         self.dirty.notify_all();
         self.needed.notify_all();
-        let resting = [&self.checkpointer, &self.reader];
+        let resting = [&self.checkpointer, &self.reader, &self.timer];
         for thread in resting.into_iter().filter_map(OnceLock::get) {
             thread.unpark();
         }
@@ -253,32 +258,34 @@ impl Shard {
     }
 
     /// Sleeps until the next thing is due, does a bounded slice of it, and so on.
-    pub(super) async fn run_timer(&self) {
-        loop {
-            let wait = {
-                let mut inner = self.lock();
-                let now = self.clock.now();
-                let wait = inner.core.next_wakeup(now);
-                inner.timer_at = wait.map(|wait| now.mono.plus(wait));
-                wait
-            };
-            match wait {
-                None => self.earlier.notified().await,
-                Some(wait) if wait.0 == 0 && self.has_room_for_due() => {
-                    self.submit([Command::Tick]);
-                    self.give_way().await;
-                }
-                Some(wait) if wait.0 == 0 => tokio::time::sleep(BREATH).await,
-                Some(wait) => {
-                    let sleep = tokio::time::sleep(Duration::from_millis(wait.0));
-                    // Both branches are cancel-safe: a permit of `earlier` is kept, a sleep is
-                    // computed anew.
-                    tokio::select! {
-                        () = sleep => {}
-                        () = self.earlier.notified() => {}
-                    }
-                }
+    fn run_timer(&self) {
+        let _ = self.timer.set(std::thread::current());
+        while !self.is_stopping() {
+            match self.timer_turn() {
+                Turn::Done => self.give_way(),
+                Turn::Rest(Some(rest)) => std::thread::park_timeout(rest),
+                Turn::Rest(None) => std::thread::park(),
             }
+        }
+    }
+
+    /// Does a slice of what is due, when anything is.
+    pub(super) fn timer_turn(&self) -> Turn {
+        let (now, wait) = {
+            let mut inner = self.lock();
+            let now = self.clock.now();
+            let wait = inner.core.next_wakeup(now);
+            inner.timer_at = wait.map(|wait| now.mono.plus(wait));
+            (now, wait)
+        };
+        match wait {
+            None => Turn::Rest(None),
+            Some(DurationMs(0)) if self.has_room_for_due() => {
+                self.submit([Command::Tick]);
+                Turn::Done
+            }
+            Some(DurationMs(0)) => Turn::Rest(Some(BREATH)),
+            Some(wait) => Turn::Rest(Some(self.clock.until(now, wait))),
         }
     }
 }
