@@ -2,9 +2,8 @@
 //! its values), text is a string, bytes are bin, an enum is its word. Nothing is allocated by an
 //! announced length.
 //!
-//! Either the bytes have passed [`crate::scan`], or they are read [`plainly`]: then whatever a scan
-//! might have something to say about, a key that is no field of its struct or a map of free keys,
-//! ends the reading.
+//! Either the bytes have passed [`crate::scan`], or they are read [`plainly`]: then a map of free keys is
+//! scanned when it is come to, and a key that is no field of its struct ends the reading.
 
 use serde::{
     Deserialize, Deserializer,
@@ -66,7 +65,7 @@ pub(crate) fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T
 pub(crate) struct Reader<'de> {
     walk: Walk<'de>,
     keys_as_text: bool,
-    /// The bytes have not been scanned, and nothing is read that a scan would have to see first.
+    /// What comes has not been scanned.
     is_plain: bool,
     /// Maps and arrays around the next value.
     depth: usize,
@@ -111,7 +110,16 @@ impl<'de> Reader<'de> {
                 let value = visitor.visit_seq(&mut items)?;
                 items.end(value)
             }
-            Head::Map(_) if self.is_plain => Err(ReadError::NotPlain),
+            Head::Map(left) if self.is_plain => {
+                let mut ahead = Walk {
+                    rest: self.walk.rest,
+                };
+                ahead.entries(left, self.depth + 1)?;
+                self.is_plain = false;
+                let value = self.visit_map(left, visitor);
+                self.is_plain = true;
+                value
+            }
             Head::Map(left) => self.visit_map(left, visitor),
         }
     }

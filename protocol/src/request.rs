@@ -1008,3 +1008,57 @@ struct Envelope {
     id: u64,
     op: &'static str,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The map of a push whose job has a header.
+    fn push() -> (Request, Vec<u8>) {
+        let mut job = JobSpec::new("mail".parse().unwrap(), "x");
+        job.headers.insert("trace".to_owned(), "1".to_owned());
+        let operation = Operation::Push(Push::of(vec![job]));
+        let request = Request { id: 7, operation };
+        let mut frame = BytesMut::new();
+        request.encode(&mut frame).unwrap();
+        (request, frame[frame::HEADER_BYTES..].to_vec())
+    }
+
+    /// A map with one entry more.
+    fn with_entry(mut map: Vec<u8>, entry: &[u8]) -> Vec<u8> {
+        map[0] += 1;
+        map.extend(entry);
+        map
+    }
+
+    #[test]
+    fn a_request_of_known_fields_is_read_in_one_go() {
+        let (request, map) = push();
+        assert_eq!(Request::decode_plainly(&map), Some(request));
+    }
+
+    #[test]
+    fn a_request_with_an_unknown_field_is_scanned_first() {
+        let (request, map) = push();
+        let map = with_entry(map, b"\xa3new\xc0");
+        assert_eq!(Request::decode_plainly(&map), None);
+        assert_eq!(Request::decode(&map), Ok(request));
+    }
+
+    #[test]
+    fn a_field_or_a_header_that_stands_twice_is_refused() {
+        let (_, map) = push();
+        let once = with_entry(map.clone(), b"\xa6atomic\xc2");
+        let twice = with_entry(once, b"\xa6atomic\xc2");
+        let place = map.windows(6).position(|it| it == b"\xa5trace").unwrap();
+        let mut headers = map;
+        headers[place - 1] += 1;
+        headers.splice(place..place, *b"\xa5trace\xa1\x30");
+        for map in [twice, headers] {
+            assert_eq!(Request::decode_plainly(&map), None);
+            let refusal = Request::decode(&map).unwrap_err();
+            assert_eq!(refusal.error.code, ErrorCode::BadRequest);
+            assert!(refusal.error.message.contains("twice"), "{refusal:?}");
+        }
+    }
+}

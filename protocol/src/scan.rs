@@ -215,15 +215,18 @@ impl<'a> Walk<'a> {
             | Head::Bin(_) => Ok(()),
             Head::Array(_) | Head::Map(_) if deeper > DEPTH_MAX => Err(ScanError::TooDeep),
             Head::Array(items) => (0..items).try_for_each(|_| self.value(deeper)),
-            Head::Map(entries) => {
-                let mut keys = Keys::new();
-                for _ in 0..entries {
-                    keys.insert(self.key()?)?;
-                    self.value(deeper)?;
-                }
-                Ok(())
-            }
+            Head::Map(entries) => self.entries(entries, deeper),
         }
+    }
+
+    /// Skips so many entries of a map, whose values stand `depth` maps and arrays deep.
+    pub(crate) fn entries(&mut self, entries: usize, depth: usize) -> Result<(), ScanError> {
+        let mut keys = Keys::new();
+        for _ in 0..entries {
+            keys.insert(self.key()?)?;
+            self.value(depth)?;
+        }
+        Ok(())
     }
 }
 
