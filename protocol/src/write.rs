@@ -5,7 +5,7 @@
 use bytes::BytesMut;
 use serde::{
     Serialize, Serializer,
-    ser::{self, Impossible, SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple},
+    ser::{self, Impossible, SerializeMap, SerializeSeq, SerializeStruct},
 };
 
 use crate::request::EncodeError;
@@ -199,7 +199,7 @@ impl Serializer for &mut Writer<'_> {
     type Ok = ();
     type Error = WriteError;
     type SerializeSeq = Self;
-    type SerializeTuple = Self;
+    type SerializeTuple = Impossible<(), WriteError>;
     type SerializeTupleStruct = Impossible<(), WriteError>;
     type SerializeTupleVariant = Impossible<(), WriteError>;
     type SerializeMap = Self;
@@ -350,9 +350,8 @@ impl Serializer for &mut Writer<'_> {
         Ok(self)
     }
 
-    #[inline]
-    fn serialize_tuple(self, items: usize) -> Result<Self, WriteError> {
-        self.serialize_seq(Some(items))
+    fn serialize_tuple(self, _items: usize) -> Result<Self::SerializeTuple, WriteError> {
+        foreign("tuple")
     }
 
     fn serialize_tuple_struct(
@@ -400,20 +399,6 @@ impl Serializer for &mut Writer<'_> {
 }
 
 impl SerializeSeq for &mut Writer<'_> {
-    type Ok = ();
-    type Error = WriteError;
-
-    #[inline]
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, item: &T) -> Result<(), WriteError> {
-        item.serialize(&mut **self)
-    }
-
-    fn end(self) -> Result<(), WriteError> {
-        Ok(())
-    }
-}
-
-impl SerializeTuple for &mut Writer<'_> {
     type Ok = ();
     type Error = WriteError;
 
@@ -477,7 +462,9 @@ mod tests {
     struct Everything {
         unsigned: u64,
         signed: i64,
-        small: (u8, i8, u16, i16),
+        byte: u8,
+        small: i8,
+        short: i16,
         real: f64,
         truth: bool,
         letter: char,
@@ -496,56 +483,42 @@ mod tests {
         TheSecond,
     }
 
-    /// Numbers and lengths on both sides of where their heads grow.
-    fn edge() -> impl Strategy<Value = u64> {
-        (
-            prop::sample::select(vec![0, 4, 5, 7, 8, 15, 16, 31, 32, 63]),
-            any::<u64>(),
-            0_u64..3,
-        )
-            .prop_map(|(bits, random, near)| {
-                (1_u64 << bits).wrapping_sub(1).wrapping_add(near) ^ (random & u64::from(near == 2))
-            })
+    /// Numbers on both sides of where they take a byte more, and any.
+    fn number() -> impl Strategy<Value = u64> {
+        let bits = prop::sample::select(vec![0_u32, 4, 5, 7, 8, 15, 16, 31, 32, 63]);
+        let edge = (bits, 0_u64..3).prop_map(|(bits, near)| (1 << bits) - 1 + near);
+        prop_oneof![edge, any::<u64>()]
+    }
+
+    /// Lengths on both sides of where their heads grow, and of what is passed on at once.
+    fn length() -> impl Strategy<Value = usize> {
+        let lengths = vec![
+            0, 1, 15, 16, 31, 32, 191, 192, 193, 255, 256, 65_535, 65_536,
+        ];
+        prop::sample::select(lengths)
     }
 
     fn everything() -> impl Strategy<Value = Everything> {
-        let length = prop::sample::select(vec![
-            0_usize, 1, 15, 16, 31, 32, 191, 192, 193, 255, 256, 70_000,
-        ]);
-        let lengths = (length.clone(), length.clone(), length);
-        let plain = (
-            edge(),
-            edge(),
-            any::<(u8, i8, u16, i16)>(),
-            any::<f64>(),
-            any::<(bool, char)>(),
-        );
-        let entries = prop::collection::btree_map("[a-z]{0,40}", any::<bool>(), 0..20);
-        (plain, lengths, entries).prop_map(
-            |((unsigned, signed, small, real, (truth, letter)), lengths, entries)| {
-                let word = |is_first| {
-                    if is_first {
-                        Word::First
-                    } else {
-                        Word::TheSecond
-                    }
-                };
+        let numbers = (number(), number(), any::<(u8, i8, i16, f64)>());
+        let words = prop::sample::select(vec![Word::First, Word::TheSecond]);
+        let entries = prop::collection::btree_map("[a-z]{0,40}", words, 0..20);
+        let plain = any::<(bool, char)>();
+        (numbers, plain, length(), length(), 0_u32..40, entries).prop_map(
+            |(numbers, (truth, letter), text, bytes, items, entries)| {
+                let (unsigned, signed, (byte, small, short, real)) = numbers;
                 Everything {
                     unsigned,
-                    signed: (signed as i64).wrapping_neg(),
+                    signed: 0_i64.wrapping_sub_unsigned(signed),
+                    byte,
                     small,
+                    short,
                     real,
                     truth,
                     letter,
-                    text: "ü".repeat(lengths.0 / 2) + &"x".repeat(lengths.0 % 2),
-                    bytes: vec![7; lengths.1].into(),
-                    items: (0..u32::try_from(lengths.2).unwrap())
-                        .map(|n| (n % 3 > 0).then_some(n))
-                        .collect(),
-                    entries: entries
-                        .into_iter()
-                        .map(|(key, is_first)| (key, word(is_first)))
-                        .collect(),
+                    text: "x".repeat(text),
+                    bytes: vec![7; bytes].into(),
+                    items: (0..items).map(|n| (n % 3 > 0).then_some(n)).collect(),
+                    entries,
                     absent: None,
                 }
             },
@@ -609,5 +582,6 @@ mod tests {
         for value in [Foreign::Value(1), Foreign::Fields { a: 1 }] {
             assert!(map(&mut BytesMut::new(), &value).is_err());
         }
+        assert!(map(&mut BytesMut::new(), &(1, 2)).is_err());
     }
 }
