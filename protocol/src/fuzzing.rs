@@ -77,18 +77,26 @@ pub fn request(map: &[u8]) {
     assert_eq!(again, Some(Ok(request)), "the same again");
 }
 
-/// The map of a server's message, whatever it answers.
+/// The map of a server's message, whatever it answers: what is wrong is found by the time its body is
+/// read.
 pub fn message(map: &[u8]) {
-    let Ok(Message::Reply {
-        result: Ok(body), ..
-    }) = Message::decode(&Bytes::copy_from_slice(map))
-    else {
-        return;
+    let map = Bytes::copy_from_slice(map);
+    let bodies = |message| match message {
+        Ok(Message::Reply {
+            result: Ok(body), ..
+        }) => Some(Operation::ALL.iter().map(move |op| {
+            let read = ReplyBody::read(op, &body);
+            assert!(read.is_some(), "{op} has a body to read");
+            read.and_then(Result::ok)
+        })),
+        Ok(_) | Err(_) => None,
     };
-    for op in Operation::ALL {
-        assert!(
-            ReplyBody::read(op, &body).is_some(),
-            "{op} has a body to read"
-        );
+    let read = bodies(Message::decode(&map));
+    match bodies(Message::decode_scanned(&map)) {
+        Some(scanned) => assert!(read.is_some_and(|read| read.eq(scanned)), "the same"),
+        None => assert!(
+            read.into_iter().flatten().all(|body| body.is_none()),
+            "a message that is malformed has no body"
+        ),
     }
 }

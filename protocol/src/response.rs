@@ -22,7 +22,7 @@ use crate::{
     queue::{QueuePurgeReply, QueueReply},
     read,
     request::{EncodeError, LeaseRef},
-    scan::{Head, Walk, scan},
+    scan::{Head, Walk, scan, scan_value},
     task::{TaskView, TasksReply},
     time::{DurationMs, Timestamp},
     workflow::NodeView,
@@ -663,7 +663,7 @@ impl Body {
             if let Some(body) = self.read_plainly() {
                 return Ok(body);
             }
-            scan(&self.map, |_| ()).map_err(|error| MessageError(error.to_string()))?;
+            scan_value(&self.map).map_err(|error| MessageError(error.to_string()))?;
         }
         read::from_slice(&self.map).map_err(|error| MessageError(error.to_string()))
     }
@@ -707,7 +707,8 @@ impl Message {
         })
     }
 
-    fn decode_scanned(map: &Bytes) -> Result<Self, MessageError> {
+    /// Looks the whole map over before any of it is read.
+    pub(crate) fn decode_scanned(map: &Bytes) -> Result<Self, MessageError> {
         let (mut id, mut op, mut ok, mut err) = (None, None, None, None);
         scan(map, |(key, value)| match key {
             b"id" => id = Some(value),

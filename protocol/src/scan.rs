@@ -61,10 +61,14 @@ pub fn scan<'a>(map: &'a [u8], mut field: impl FnMut(Field<'a>)) -> Result<(), S
                 .unwrap_or_default(),
         ));
     }
-    match walk.rest.len() {
-        0 => Ok(()),
-        extra => Err(ScanError::Trailing { extra }),
-    }
+    walk.end()
+}
+
+/// Looks over a value of the outermost map by itself.
+pub(crate) fn scan_value(value: &[u8]) -> Result<(), ScanError> {
+    let mut walk = Walk { rest: value };
+    walk.value(1)?;
+    walk.end()
 }
 
 /// The next value, or the head of a map or array whose items follow.
@@ -122,6 +126,13 @@ impl<'a> Walk<'a> {
     fn length32(&mut self) -> Result<usize, ScanError> {
         let length = u32::from_be_bytes(self.take_array()?);
         Ok(usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
+    fn end(&self) -> Result<(), ScanError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            extra => Err(ScanError::Trailing { extra }),
+        }
     }
 
     /// Takes the next value, or the head of a map or array.

@@ -1,5 +1,5 @@
-//! A map by lease numbers. They nearly always come in their order, and go about in it: then an entry is
-//! put and taken without a search.
+//! A map by lease numbers. They nearly always come in their order, and go in about the same: then an entry
+//! is put and taken without a search.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use ganger_protocol::LeaseId;
 const SLACK: usize = 32;
 
 /// What stands under the number of a lease.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ByNumber<T> {
     /// In the order of their numbers. What is gone leaves a gap behind; at either end there is none.
     entries: VecDeque<(LeaseId, Option<T>)>,

@@ -233,9 +233,13 @@ impl Engine {
         let candidates = self.candidates(namespace, fetch);
         if fetch.weights.is_empty() {
             for (queue, _) in candidates {
+                if !grants.has_room(max) {
+                    return;
+                }
                 let ready = self.queues.find(queue).map(|it| it.record.counters.ready);
                 let ready = usize::try_from(ready.unwrap_or_default()).unwrap_or(usize::MAX);
-                grants.jobs.reserve(ready.min(max).min(GRANTS_ROOM));
+                let wanted = max - grants.jobs.len();
+                grants.jobs.reserve(ready.min(wanted).min(GRANTS_ROOM));
                 while grants.has_room(max) && self.take_from(now, queue, session, grants) {}
             }
             return;

@@ -501,8 +501,10 @@ impl OpenGroup {
         }
     }
 
-    /// Everything but leases, queues and the head, which need the engine, and what is seldom there.
+    /// Everything but acks, leases, queues, the head and what [`Seldom`] leaves, which need the engine.
     pub(crate) fn add_changes(self, acks: &[(PartKey, Vec<LeftRun>)], changes: &mut Vec<Change>) {
+        // First, since a producer that is forgotten may have pushed again.
+        self.seldom.add_changes(changes);
         changes.extend(
             self.runs
                 .into_iter()

@@ -332,7 +332,7 @@ impl Engine {
         let acks = self.seal_acks(&mut group);
         let leases = self.seal_leases(&mut group);
         let mut changes = Vec::with_capacity(group.operations + 4);
-        self.seal_seldom(std::mem::take(&mut group.seldom), &mut changes);
+        self.add_touched(&group.seldom, &mut changes);
         let queues = std::mem::take(&mut group.queues);
         group.add_changes(&acks, &mut changes);
         changes.extend(leases);
@@ -690,7 +690,8 @@ impl Engine {
         parts
     }
 
-    fn seal_seldom(&self, seldom: Seldom, changes: &mut Vec<Change>) {
+    /// The records of the engine that a group seldom touches.
+    fn add_touched(&self, seldom: &Seldom, changes: &mut Vec<Change>) {
         let crons = seldom.crons.iter();
         changes.extend(crons.map(|cron| match self.crons.record(*cron) {
             Some(record) => Change::PutCron(Box::new(record.clone())),
@@ -708,7 +709,6 @@ impl Engine {
                 None => Change::DeleteLimit(namespace.clone(), target.clone()),
             },
         ));
-        seldom.add_changes(changes);
     }
 
     /// Packs the grants and extensions of leases that still live into parts.

@@ -83,7 +83,7 @@ impl DerefMut for Seldom {
 
 impl Seldom {
     /// Everything but cron entries, live batches and limits, whose records are the engine's.
-    pub(crate) fn add_changes(self, changes: &mut Vec<Change>) {
+    pub(super) fn add_changes(self, changes: &mut Vec<Change>) {
         let Some(maps) = self.0 else {
             return;
         };
