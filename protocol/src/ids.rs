@@ -10,10 +10,9 @@ use std::{
     sync::Arc,
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::limits::NAME_BYTES_MAX;
+use crate::{id_text, limits::NAME_BYTES_MAX};
 
 /// Why a text is not the identifier it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,14 +136,6 @@ impl JobId {
         let [a, b, c] = [0, 1, 2].map(|at| words.get(at).copied().map_or(0, u64::from_be_bytes));
         (a, b, c)
     }
-
-    /// The 32 characters of the wire.
-    fn encode(self) -> [u8; Self::CHARS] {
-        let mut text = [0; Self::CHARS];
-        // 24 bytes are exactly 32 characters, so the slice always has room.
-        let _ = URL_SAFE_NO_PAD.encode_slice(self.0, &mut text);
-        text
-    }
 }
 
 impl Ord for JobId {
@@ -176,20 +167,15 @@ impl FromStr for JobId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let mut bytes = [0; Self::BYTES];
-        if text.len() != Self::CHARS {
-            return Err(IdError::Job);
-        }
-        match URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
-            Ok(Self::BYTES) => Ok(Self(bytes)),
-            Ok(_) | Err(_) => Err(IdError::Job),
-        }
+        let chars = text.as_bytes().try_into().ok();
+        let bytes = chars.and_then(id_text::read);
+        bytes.map(Self).ok_or(IdError::Job)
     }
 }
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(std::str::from_utf8(&self.encode()).unwrap_or_default())
+        f.pad(std::str::from_utf8(&id_text::write(&self.0)).unwrap_or_default())
     }
 }
 
@@ -206,7 +192,7 @@ impl fmt::Debug for JobId {
 
 impl Serialize for JobId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(std::str::from_utf8(&self.encode()).unwrap_or_default())
+        serializer.serialize_str(std::str::from_utf8(&id_text::write(&self.0)).unwrap_or_default())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod event;
 pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
+mod id_text;
 pub mod ids;
 pub mod job;
 pub mod limit;

@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 
 use ganger_protocol::LeaseId;
 
-/// Gaps that are left alone, and room that is kept once nothing is left.
+/// Gaps that are left alone.
 const SLACK: usize = 32;
+
+/// Room that is kept once nothing is left: who takes a hundred at a time needs it again at once.
+const ROOM_KEPT: usize = 128;
 
 /// What stands under the number of a lease.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ impl<T> ByNumber<T> {
     }
 
     /// All of them in the order of their numbers.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (LeaseId, &T)> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (LeaseId, &T)> {
         let entries = self.entries.iter();
         entries.filter_map(|(number, value)| Some((*number, value.as_ref()?)))
     }
@@ -100,7 +103,7 @@ impl<T> ByNumber<T> {
         if self.entries.len() > SLACK + 2 * self.count {
             self.entries.retain(|(_, value)| value.is_some());
         }
-        if self.entries.is_empty() && self.entries.capacity() > SLACK {
+        if self.entries.is_empty() && self.entries.capacity() > ROOM_KEPT {
             self.entries = VecDeque::new();
         }
     }

@@ -1,11 +1,15 @@
 //! Live leases, their deadlines, and the answers of the last ones that ended.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::{Bound, RangeBounds},
+};
 
 use foldhash::HashMap;
 use ganger_protocol::{BatchId, JobId, LeaseId, SessionId, Timestamp};
 
 use crate::{
+    by_number::ByNumber,
     command::Mono,
     kinds::KindNumber,
     records::{PartKey, Place, QueueNumber, UniqueKey},
@@ -67,7 +71,7 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Leases {
     by_job: HashMap<JobId, Lease>,
-    deadlines: BTreeSet<(Mono, LeaseId, JobId)>,
+    deadlines: Deadlines,
     settled: Settled,
 }
 
@@ -75,20 +79,20 @@ impl Leases {
     pub(crate) fn remembering(settled_max: usize) -> Self {
         Self {
             by_job: HashMap::default(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             settled: Settled::with_room_for(settled_max),
         }
     }
 
     pub(crate) fn insert(&mut self, job: JobId, lease: Lease) {
-        self.deadlines.insert((lease.deadline, lease.number, job));
+        self.deadlines.insert(lease.deadline, lease.number, job);
         self.settled.open(lease.number);
         self.by_job.insert(job, lease);
     }
 
     pub(crate) fn remove(&mut self, job: &JobId) -> Option<Lease> {
         let lease = self.by_job.remove(job)?;
-        self.deadlines.remove(&(lease.deadline, lease.number, *job));
+        self.deadlines.remove(lease.deadline, lease.number);
         Some(lease)
     }
 
@@ -96,9 +100,9 @@ impl Leases {
     pub(crate) fn extend(&mut self, job: &JobId, deadline: Mono) -> Option<Mono> {
         let lease = self.by_job.get_mut(job)?;
         if deadline > lease.deadline {
-            self.deadlines.remove(&(lease.deadline, lease.number, *job));
+            self.deadlines.remove(lease.deadline, lease.number);
             lease.deadline = deadline;
-            self.deadlines.insert((lease.deadline, lease.number, *job));
+            self.deadlines.insert(deadline, lease.number, *job);
         }
         Some(lease.deadline)
     }
@@ -126,18 +130,22 @@ impl Leases {
     }
 
     pub(crate) fn first_deadline(&self) -> Option<Mono> {
-        self.deadlines.first().map(|(at, ..)| *at)
+        self.deadlines.by_time.keys().next().copied()
     }
 
     /// Jobs whose leases have passed their deadline, the earliest first.
     pub(crate) fn timed_out(&self, now: Mono, max: usize) -> Vec<JobId> {
         let due = self.deadlines.iter().take_while(|(at, ..)| *at <= now);
-        due.take(max).map(|(.., job)| *job).collect()
+        due.take(max).map(|(.., job)| job).collect()
     }
 
-    /// All of them by deadline.
-    pub(crate) fn deadlines(&self) -> &BTreeSet<(Mono, LeaseId, JobId)> {
-        &self.deadlines
+    /// Those between two, by their deadlines and numbers.
+    pub(crate) fn between(
+        &self,
+        from: Bound<(Mono, LeaseId)>,
+        to: Bound<(Mono, LeaseId)>,
+    ) -> impl DoubleEndedIterator<Item = (Mono, LeaseId, JobId)> {
+        self.deadlines.between(from, to)
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -148,7 +156,49 @@ impl Leases {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&JobId, &Lease)> {
         self.deadlines
             .iter()
-            .filter_map(|(.., job)| self.by_job.get_key_value(job))
+            .filter_map(|(.., job)| self.by_job.get_key_value(&job))
+    }
+}
+
+/// The jobs of the leases by the time at which they end, and then by the numbers of the leases: those of
+/// one fetch mostly end in the same ms.
+#[derive(Debug, Default)]
+struct Deadlines {
+    by_time: BTreeMap<Mono, ByNumber<JobId>>,
+}
+
+impl Deadlines {
+    fn insert(&mut self, deadline: Mono, lease: LeaseId, job: JobId) {
+        let leases = self.by_time.entry(deadline).or_default();
+        leases.insert(lease, job);
+    }
+
+    fn remove(&mut self, deadline: Mono, lease: LeaseId) {
+        if let Entry::Occupied(mut leases) = self.by_time.entry(deadline) {
+            leases.get_mut().remove(lease);
+            if leases.get().is_empty() {
+                leases.remove();
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Mono, LeaseId, JobId)> {
+        self.between(Bound::Unbounded, Bound::Unbounded)
+    }
+
+    fn between(
+        &self,
+        from: Bound<(Mono, LeaseId)>,
+        to: Bound<(Mono, LeaseId)>,
+    ) -> impl DoubleEndedIterator<Item = (Mono, LeaseId, JobId)> {
+        let time = |bound| match bound {
+            Bound::Included((at, _)) | Bound::Excluded((at, _)) => Bound::Included(at),
+            Bound::Unbounded => Bound::Unbounded,
+        };
+        let times = self.by_time.range((time(from), time(to)));
+        let leases =
+            times.flat_map(|(at, leases)| leases.iter().map(|(lease, job)| (*at, lease, *job)));
+        leases.filter(move |(at, lease, _)| (from, to).contains(&(*at, *lease)))
     }
 }
 

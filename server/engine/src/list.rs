@@ -104,23 +104,21 @@ impl Engine {
 
     /// Leases behind a position, in the order of their deadlines or the other way round.
     pub fn leased_spots(&self, after: Option<Position>, newest_first: bool, max: usize) -> Spots {
-        let spot = |(at, lease, job): &(Mono, LeaseId, JobId)| Spot {
-            position: Position::Lease(*at, *lease, *job),
-            job: Some(*job),
+        let spot = |(at, lease, job): (Mono, LeaseId, JobId)| Spot {
+            position: Position::Lease(at, lease, job),
+            job: Some(job),
         };
         let bound = match after {
-            Some(Position::Lease(at, lease, job)) => Bound::Excluded((at, lease, job)),
+            Some(Position::Lease(at, lease, _)) => Bound::Excluded((at, lease)),
             Some(_) | None => Bound::Unbounded,
         };
-        let deadlines = self.leases.deadlines();
         let rows: Vec<Spot> = match newest_first {
-            false => deadlines
-                .range((bound, Bound::Unbounded))
-                .take(max)
-                .map(spot)
-                .collect(),
+            false => {
+                let rows = self.leases.between(bound, Bound::Unbounded);
+                rows.take(max).map(spot).collect()
+            }
             true => {
-                let rows = deadlines.range((Bound::Unbounded, bound)).rev();
+                let rows = self.leases.between(Bound::Unbounded, bound).rev();
                 rows.take(max).map(spot).collect()
             }
         };

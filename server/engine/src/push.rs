@@ -80,7 +80,7 @@ impl Engine {
         &mut self,
         now: Now,
         origin: &Origin,
-        push: Push,
+        mut push: Push,
         facts: &Facts,
         outcome: &mut Outcome,
     ) -> Result<ReplyBody, WireError> {
@@ -99,7 +99,7 @@ impl Engine {
             over: push.spread_ms.unwrap_or_default(),
             jobs: push.jobs.len(),
         };
-        for (nth, job) in push.jobs.into_iter().enumerate() {
+        for (nth, job) in push.jobs.iter_mut().enumerate() {
             let result = match job.batch {
                 _ if !job.after.is_empty() && !push.atomic => Err(needs_atomic()),
                 None => self.push_job(now, origin, job, spread.of(nth), facts),
@@ -138,16 +138,16 @@ impl Engine {
         &mut self,
         now: Now,
         origin: &Origin,
-        spec: JobSpec,
+        spec: &mut JobSpec,
         later_by: DurationMs,
         facts: &Facts,
     ) -> Result<PushResult, WireError> {
         spec.check(&self.options.limits)?;
-        let due = due_of(&spec, now).plus(later_by);
+        let due = due_of(spec, now).plus(later_by);
         let unique = spec.unique.clone();
         let key = unique
             .as_deref()
-            .map(|unique| self.key_of_spec(origin, &spec, unique));
+            .map(|unique| self.key_of_spec(origin, spec, unique));
         if let Some(holder) = key.and_then(|key| self.holder(now, key, facts)) {
             return self.meet_holder(now, holder.job, spec, due, facts);
         }
@@ -166,19 +166,19 @@ impl Engine {
         &mut self,
         now: Now,
         namespace: &NamespaceName,
-        spec: JobSpec,
+        mut spec: JobSpec,
     ) -> Result<JobId, WireError> {
         spec.check(&self.options.limits)?;
         let due = due_of(&spec, now);
-        self.add_within_quota(now, namespace, spec, due)
+        self.add_within_quota(now, namespace, &mut spec, due)
     }
 
-    /// Adds one job, if its queue takes one more.
+    /// Adds one job, if its queue takes one more. The content is taken out of what was pushed.
     fn add_within_quota(
         &mut self,
         now: Now,
         namespace: &NamespaceName,
-        spec: JobSpec,
+        spec: &mut JobSpec,
         due: Timestamp,
     ) -> Result<JobId, WireError> {
         let queue = self.queue_for_push(namespace, &spec.queue)?;
@@ -191,14 +191,20 @@ impl Engine {
         &mut self,
         now: Now,
         namespace: &NamespaceName,
-        spec: JobSpec,
+        mut spec: JobSpec,
         due: Timestamp,
     ) -> Result<JobId, WireError> {
         let queue = self.queue_for_push(namespace, &spec.queue)?;
-        Ok(self.add_job_to(now, queue, spec, due))
+        Ok(self.add_job_to(now, queue, &mut spec, due))
     }
 
-    fn add_job_to(&mut self, now: Now, queue: QueueNumber, spec: JobSpec, due: Timestamp) -> JobId {
+    fn add_job_to(
+        &mut self,
+        now: Now,
+        queue: QueueNumber,
+        spec: &mut JobSpec,
+        due: Timestamp,
+    ) -> JobId {
         let priority = spec.priority.unwrap_or(PRIORITY_DEFAULT);
         let waits_for = u32::try_from(spec.after.len()).unwrap_or(u32::MAX);
         let mut lane = Lane {
@@ -210,7 +216,7 @@ impl Engine {
         if let Some(key) = spec.key.as_ref().filter(|_| is_ready) {
             lane.lane = self.lane_to_join(queue, priority, key);
         }
-        let content = Arc::new(Content::from(spec));
+        let content = Arc::new(Content::take_from(spec));
         let spilled_parts = content.spilled_parts();
         let packed = PackedJob {
             pushed_at: now.wall,

@@ -207,26 +207,32 @@ impl Node {
 
 impl From<JobSpec> for Content {
     fn from(mut spec: JobSpec) -> Self {
-        Self {
-            node: Node::of(&mut spec),
-            kind: spec.kind,
-            payload: spec.payload,
-            content_type: spec.content_type,
-            headers: spec.headers,
-            max_attempts: spec.max_attempts,
-            backoff: spec.backoff,
-            timeout_ms: spec.timeout_ms,
-            expires_at: spec.expires_at,
-            unique: spec.unique,
-            key: spec.key,
-            tags: spec.tags,
-            batch: spec.batch,
-            retain_ms: spec.retain_ms,
-        }
+        Self::take_from(&mut spec)
     }
 }
 
 impl Content {
+    /// Takes the content out of a spec, which is of no use afterwards: as large as specs are, each
+    /// function that handed one on would copy it.
+    pub fn take_from(spec: &mut JobSpec) -> Self {
+        Self {
+            node: Node::of(spec),
+            kind: spec.kind.clone(),
+            payload: std::mem::take(&mut spec.payload),
+            content_type: spec.content_type.take(),
+            headers: std::mem::take(&mut spec.headers),
+            max_attempts: spec.max_attempts,
+            backoff: spec.backoff.take(),
+            timeout_ms: spec.timeout_ms,
+            expires_at: spec.expires_at,
+            unique: spec.unique.take(),
+            key: spec.key.take(),
+            tags: std::mem::take(&mut spec.tags),
+            batch: spec.batch,
+            retain_ms: spec.retain_ms,
+        }
+    }
+
     /// An upper bound of the encoded bytes: what texts and bytes take, eight bytes for each of
     /// their lengths, and the rest at its widest.
     pub fn bound_bytes(&self) -> usize {

@@ -210,7 +210,7 @@ impl Engine {
         &mut self,
         now: Now,
         holder: JobId,
-        spec: JobSpec,
+        spec: &mut JobSpec,
         due: Timestamp,
         facts: &Facts,
     ) -> Result<PushResult, WireError> {
@@ -239,7 +239,7 @@ impl Engine {
         &mut self,
         now: Now,
         holder: JobId,
-        spec: JobSpec,
+        spec: &mut JobSpec,
         due: Timestamp,
         facts: &Facts,
     ) -> bool {
@@ -252,8 +252,8 @@ impl Engine {
         record.content = Some(Arc::clone(&old));
         self.withdraw(now, &record, facts);
         let content = Arc::new(Content {
-            payload: spec.payload,
-            content_type: spec.content_type,
+            payload: std::mem::take(&mut spec.payload),
+            content_type: spec.content_type.take(),
             ..Content::clone(&old)
         });
         self.group

@@ -123,11 +123,11 @@ impl Engine {
         now: Now,
         origin: &Origin,
         (batch, by): (BatchId, Option<LeaseRef>),
-        (spec, later_by): (JobSpec, DurationMs),
+        (spec, later_by): (&mut JobSpec, DurationMs),
         facts: &Facts,
     ) -> Result<PushResult, WireError> {
         self.check_joins(origin, batch, by, facts)?;
-        let node = spec.is_node().then(|| workflow::node(batch, &spec));
+        let node = spec.is_node().then(|| workflow::node(batch, spec));
         let result = self.push_job(now, origin, spec, later_by, facts)?;
         if let Some(job) = result.id
             && !result.existing
