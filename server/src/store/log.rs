@@ -39,6 +39,9 @@ const SEGMENT_HEADER_BYTES: usize = 64;
 /// Bytes of the header of a group record.
 const RECORD_HEADER_BYTES: usize = 48;
 
+/// Where the epoch stands in a record.
+const RECORD_EPOCH_AT: usize = 24;
+
 /// Group records begin at multiples of this.
 const ALIGNMENT: usize = 8;
 
@@ -1096,6 +1099,7 @@ impl SegmentScan<'_> {
     fn find_proof(&self, file: &File, at: u64) -> Result<Option<String>, LogError> {
         const CHUNK: usize = 1 << 20;
         let path = &self.segment.path;
+        let epoch = self.segment.epoch.to_be_bytes();
         let mut chunk = vec![0; CHUNK];
         let mut start = at;
         while start + RECORD_HEADER_BYTES as u64 <= self.segment.bytes {
@@ -1103,11 +1107,13 @@ impl SegmentScan<'_> {
             let chunk = chunk.get_mut(..left.min(CHUNK)).unwrap_or_default();
             file.read_exact_at(chunk, start)
                 .map_err(io_error("read", path))?;
-            let offsets =
-                (0..chunk.len().saturating_sub(RECORD_HEADER_BYTES - 1)).step_by(ALIGNMENT);
-            let mut next = 0;
-            for offset in offsets {
-                next = offset + ALIGNMENT;
+            // Nearly always nothing but zeros follows: a header is looked for by its epoch.
+            let (words, _) = chunk.as_chunks::<ALIGNMENT>();
+            let marks = words.iter().zip((0..).step_by(ALIGNMENT));
+            for (_, mark) in marks.filter(|(word, _)| **word == epoch) {
+                let Some(offset) = usize::checked_sub(mark, RECORD_EPOCH_AT) else {
+                    continue;
+                };
                 let header = chunk.get(offset..).and_then(<[u8]>::first_chunk);
                 let Some(header) = header.and_then(RecordHeader::parse) else {
                     continue;
@@ -1124,10 +1130,8 @@ impl SegmentScan<'_> {
                     return Ok(Some(format!("group {} says so", header.number)));
                 }
             }
-            start += next as u64;
-            if next == 0 {
-                break;
-            }
+            // A header that this chunk cuts off begins in the next one.
+            start += (chunk.len() + ALIGNMENT - RECORD_HEADER_BYTES) as u64;
         }
         Ok(None)
     }
