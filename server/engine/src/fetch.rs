@@ -21,6 +21,7 @@ use crate::{
     lease::{Answer, Lease},
     lease_id,
     records::{Content, GroupNumber, Lane, LeaseRecord, QueueNumber},
+    shares::Shares,
     waiters::{Ticket, Until, Waiter},
     window::{Head, HeadJob},
 };
@@ -244,45 +245,48 @@ impl Engine {
             }
             return;
         }
-        while grants.has_room(max) {
-            let Some(queue) = self.next_by_weight(now, session, fetch, &candidates) else {
-                return;
-            };
-            if !self.take_from(now, queue, session, grants) {
-                return;
-            }
-        }
+        self.collect_by_weight(now, session, fetch, candidates, (max, grants));
     }
 
-    /// The queue whose turn it is: each that has jobs earns its weight, the richest pays for all.
-    /// So shares follow weights, whatever the length of a request, and nobody starves.
-    fn next_by_weight(
+    /// Takes jobs for a fetch, the shares of its queues following their weights.
+    fn collect_by_weight(
         &mut self,
         now: Now,
         session: SessionId,
         fetch: &Fetch,
-        candidates: &[(QueueNumber, u32)],
-    ) -> Option<QueueNumber> {
-        let ready: Vec<_> = candidates
-            .iter()
-            .filter(|(queue, _)| matches!(self.next_lane(now, *queue), Next::Of(_)))
-            .collect();
-        let deficits = self.sessions.find_mut(session)?.deficits(&fetch.queues);
-        let total: i64 = ready.iter().map(|(_, weight)| i64::from(*weight)).sum();
-        if deficits.len() > candidates.len() {
-            deficits.retain(|queue, _| candidates.iter().any(|(known, _)| known == queue));
+        candidates: Vec<(QueueNumber, u32)>,
+        (max, grants): (usize, &mut Grants),
+    ) {
+        let Some(owner) = self.sessions.find_mut(session) else {
+            return;
+        };
+        let mut shares = Shares::begin(candidates, owner.deficits(&fetch.queues));
+        for share in shares.iter_mut() {
+            share.next = self.next_job(now, share.queue);
         }
-        let mut best: Option<(i64, QueueNumber)> = None;
-        for (queue, weight) in ready {
-            let deficit = deficits.entry(*queue).or_default();
-            *deficit += i64::from(*weight);
-            if best.is_none_or(|(most, _)| *deficit > most) {
-                best = Some((*deficit, *queue));
+        while grants.has_room(max)
+            && let Some(lane) = shares.take_turn()
+            && self.take_from_lane(now, lane, session, grants)
+        {
+            // It may have been the last job of its queue, and may have taken the last slot of its key in
+            // all of them.
+            let has_key = grants.jobs.last().is_some_and(|job| job.key.is_some());
+            let touched = shares.iter_mut();
+            for share in touched.filter(|share| has_key || share.queue == lane.queue) {
+                share.next = self.next_job(now, share.queue);
             }
         }
-        let (_, queue) = best?;
-        *deficits.entry(queue).or_default() -= total;
-        Some(queue)
+        if let Some(owner) = self.sessions.find_mut(session) {
+            shares.end(owner.deficits(&fetch.queues));
+        }
+    }
+
+    /// The lane of the next job of a queue, when there is one at hand.
+    fn next_job(&mut self, now: Now, queue: QueueNumber) -> Option<Lane> {
+        match self.next_lane(now, queue) {
+            Next::Of(lane) => Some(lane),
+            Next::Later | Next::Nothing => None,
+        }
     }
 
     /// Takes the next job of a queue; whether there was one at hand.
@@ -293,9 +297,18 @@ impl Engine {
         session: SessionId,
         grants: &mut Grants,
     ) -> bool {
-        let Next::Of(lane) = self.next_lane(now, queue) else {
-            return false;
-        };
+        let lane = self.next_job(now, queue);
+        lane.is_some_and(|lane| self.take_from_lane(now, lane, session, grants))
+    }
+
+    /// Takes the front of a lane.
+    fn take_from_lane(
+        &mut self,
+        now: Now,
+        lane: Lane,
+        session: SessionId,
+        grants: &mut Grants,
+    ) -> bool {
         let Some(head) = self.take_turn(lane) else {
             return false;
         };

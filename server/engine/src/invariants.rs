@@ -193,6 +193,12 @@ impl Engine {
             if !may_run(head) {
                 return Err(format!("I9: {:?} has failed too often", head.id));
             }
+            if !window.expects(head) {
+                return Err(format!(
+                    "{:?} expires, and its window knows nothing of it",
+                    head.id
+                ));
+            }
             bytes += head.job.bytes();
             last = Some(head);
         }

@@ -22,6 +22,7 @@
 //! | `limits`, `keys`, `lanes` | how many jobs of a queue or key run; whose turn it is within a queue |
 //! | `events` | what happens, for those who follow it |
 //! | `cron` | entries that push jobs over and over |
+//! | `shares` | whose turn it is among the queues of a weighted fetch |
 //! | `settings`, `purge` | queues as a whole: settings, pauses, quotas; emptying one at once |
 //! | `time` | what happens without anybody asking |
 //! | `recover` | from the store to an engine |
@@ -64,6 +65,7 @@ mod retention;
 mod schedule;
 mod session;
 pub mod settings;
+mod shares;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -87,6 +87,8 @@ impl HeadJob {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     pub(crate) heads: VecDeque<Head>,
+    /// None of them expires before; `None`: none expires at all.
+    expires_first: Option<Timestamp>,
     /// Whether the store may have entries behind `end`.
     pub(crate) is_behind: bool,
     /// Everything up to here is in `heads`, leased or gone. `None`: nothing is known.
@@ -107,8 +109,29 @@ impl Window {
         self.is_behind && self.heads.len() < wanted
     }
 
+    /// Heads are about to be taken in, in the place that is theirs.
+    pub(crate) fn expect<'a>(&mut self, heads: impl IntoIterator<Item = &'a Head>) {
+        if self.heads.is_empty() {
+            self.expires_first = None;
+        }
+        let contents = { heads.into_iter() }.filter_map(|head| head.job.content());
+        for expires_at in contents.filter_map(|content| content.expires_at) {
+            let first = self.expires_first.get_or_insert(expires_at);
+            *first = expires_at.min(*first);
+        }
+    }
+
+    /// Whether the window knows when this head of it expires.
+    pub(crate) fn expects(&self, head: &Head) -> bool {
+        let expires_at = head.job.content().and_then(|content| content.expires_at);
+        expires_at.is_none_or(|at| self.expires_first.is_some_and(|first| first <= at))
+    }
+
     /// How many heads could be granted now, counted up to `wanted`: some may have expired.
     pub(crate) fn live(&self, wanted: usize, wall: Timestamp) -> usize {
+        if self.expires_first.is_none_or(|first| first > wall) {
+            return self.heads.len().min(wanted);
+        }
         let live = self.heads.iter().filter(|head| !head.is_expired(wall));
         live.take(wanted).count()
     }

@@ -9,7 +9,7 @@ use ganger_protocol::{
     job::JobState,
     limit::{LimitList, LimitSet, LimitTarget, LimitView, OneLimit, Rate},
     queue::OneQueue,
-    request::Operation,
+    request::{Fetch, Operation},
     response::ReplyBody,
 };
 
@@ -95,6 +95,31 @@ fn a_key_at_its_limit_leaves_the_others_alone_and_goes_on_when_a_lease_ends() {
     assert_eq!(next[0].payload, "a2");
     assert_eq!(next[0].key, Some("a".parse().unwrap()));
     assert!(world.fetch(worker, "work", 10).is_empty());
+}
+
+#[test]
+fn a_weighted_fetch_takes_no_more_of_a_key_than_its_limit_over_all_queues() {
+    let mut world = World::new();
+    let worker = world.worker();
+    world.limit("key/a", |set| set.max_running = Some(1));
+    let of = |queue: &str, job: JobSpec| JobSpec {
+        queue: queue.parse().unwrap(),
+        ..job
+    };
+    let jobs = [keyed("a", 0), keyed("a", 1), keyed("b", 2), keyed("b", 3)];
+    let queues = ["one", "two", "one", "two"];
+    world.push_all(
+        { queues.iter().zip(jobs) }
+            .map(|(queue, job)| of(queue, job))
+            .collect(),
+    );
+    let fetch = Fetch {
+        weights: vec![1, 1],
+        ..fetch_of(&["one", "two"], 10)
+    };
+    let granted = world.fetch_reply(worker, fetch).jobs;
+    let payloads: Vec<_> = granted.iter().map(|job| job.payload.to_vec()).collect();
+    assert_eq!(payloads, [b"a0", b"b3", b"b2"]);
 }
 
 #[test]
@@ -553,7 +578,7 @@ fn a_fetch_that_carries_the_ack_of_the_last_slot_gets_the_next_job() {
     world.push_all(many("a", 0..2));
     world.commit();
     let job = world.fetch(worker, "work", 1).remove(0);
-    let fetch = ganger_protocol::request::Fetch {
+    let fetch = Fetch {
         acks: vec![crate::testing::ack_item(job.id, job.lease)],
         ..fetch_of(&["work"], 1)
     };
