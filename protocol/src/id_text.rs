@@ -1,7 +1,7 @@
 //! The text of a job id: its 24 bytes as 32 characters of base64url (RFC 4648, section 5), without
 //! padding, of which there is none: six bits a character.
 //!
-//! Every job has its id read once and written twice. What is general takes three times as long.
+//! Every job has its id read once and written twice. What is general takes up to twice the instructions.
 
 use crate::JobId;
 
