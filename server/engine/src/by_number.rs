@@ -61,6 +61,14 @@ impl<T> ByNumber<T> {
         self.entries.get(self.place(number).ok()?)?.1.as_ref()
     }
 
+    /// Gives back most of the room that is not used.
+    pub(crate) fn shrink(&mut self) {
+        if self.entries.capacity() > 4 * self.count + SLACK {
+            self.entries.retain(|(_, value)| value.is_some());
+            self.entries.shrink_to(2 * self.count);
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -142,6 +150,20 @@ mod tests {
             prop_assert_eq!(entries, model.clone().into_iter().collect::<Vec<_>>());
             prop_assert!(map.into_values().eq(model.into_values()));
         }
+    }
+
+    #[test]
+    fn one_that_is_left_of_many_keeps_little_room() {
+        let mut map = ByNumber::default();
+        for number in 0..1000 {
+            map.insert(LeaseId(number), number);
+        }
+        for number in (0..500).chain(501..1000) {
+            map.remove(LeaseId(number));
+            map.shrink();
+        }
+        assert!(map.entries.capacity() <= 4 + SLACK);
+        assert_eq!(map.get(LeaseId(500)), Some(&500));
     }
 
     #[test]

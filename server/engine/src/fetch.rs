@@ -257,23 +257,25 @@ impl Engine {
         candidates: Vec<(QueueNumber, u32)>,
         (max, grants): (usize, &mut Grants),
     ) {
-        let Some(owner) = self.sessions.find_mut(session) else {
+        let owner = self.sessions.find_mut(session);
+        let Some(owner) = owner.filter(|_| grants.has_room(max)) else {
             return;
         };
         let mut shares = Shares::begin(candidates, owner.deficits(&fetch.queues));
         for share in shares.iter_mut() {
-            share.next = self.next_job(now, share.queue);
+            share.next = self.lane_at_hand(now, share.queue);
         }
-        while grants.has_room(max)
-            && let Some(lane) = shares.take_turn()
+        while let Some(lane) = shares.next_turn()
             && self.take_from_lane(now, lane, session, grants)
+            && grants.has_room(max)
         {
             // It may have been the last job of its queue, and may have taken the last slot of its key in
-            // all of them.
+            // all of them. Nothing else of a grant keeps another queue from giving its next job.
             let has_key = grants.jobs.last().is_some_and(|job| job.key.is_some());
-            let touched = shares.iter_mut();
-            for share in touched.filter(|share| has_key || share.queue == lane.queue) {
-                share.next = self.next_job(now, share.queue);
+            for share in shares.iter_mut() {
+                if has_key || share.queue == lane.queue {
+                    share.next = self.lane_at_hand(now, share.queue);
+                }
             }
         }
         if let Some(owner) = self.sessions.find_mut(session) {
@@ -282,7 +284,7 @@ impl Engine {
     }
 
     /// The lane of the next job of a queue, when there is one at hand.
-    fn next_job(&mut self, now: Now, queue: QueueNumber) -> Option<Lane> {
+    fn lane_at_hand(&mut self, now: Now, queue: QueueNumber) -> Option<Lane> {
         match self.next_lane(now, queue) {
             Next::Of(lane) => Some(lane),
             Next::Later | Next::Nothing => None,
@@ -297,11 +299,11 @@ impl Engine {
         session: SessionId,
         grants: &mut Grants,
     ) -> bool {
-        let lane = self.next_job(now, queue);
+        let lane = self.lane_at_hand(now, queue);
         lane.is_some_and(|lane| self.take_from_lane(now, lane, session, grants))
     }
 
-    /// Takes the front of a lane.
+    /// Takes the front of a lane, which may be granted.
     fn take_from_lane(
         &mut self,
         now: Now,

@@ -193,7 +193,7 @@ impl Engine {
             if !may_run(head) {
                 return Err(format!("I9: {:?} has failed too often", head.id));
             }
-            if !window.expects(head) {
+            if !window.knows_expiry(head) {
                 return Err(format!(
                     "{:?} expires, and its window knows nothing of it",
                     head.id

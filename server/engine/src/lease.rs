@@ -176,8 +176,10 @@ impl Deadlines {
     fn remove(&mut self, deadline: Mono, lease: LeaseId) {
         if let Entry::Occupied(mut leases) = self.by_time.entry(deadline) {
             leases.get_mut().remove(lease);
-            if leases.get().is_empty() {
-                leases.remove();
+            match leases.get().is_empty() {
+                true => drop(leases.remove()),
+                // One that lasts would keep the room of all that ended before it.
+                false => leases.get_mut().shrink(),
             }
         }
     }

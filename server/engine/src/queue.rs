@@ -327,7 +327,7 @@ impl Queues {
             return false;
         }
         window.end = Some(end);
-        window.expect([&head]);
+        window.note_expiry([&head]);
         window.heads.push_back(head);
         self.heads += 1;
         self.bytes += bytes;
@@ -347,7 +347,7 @@ impl Queues {
         if window.end.is_none() {
             window.end = Some((head.place.run.position, head.place.index));
         }
-        window.expect([&head]);
+        window.note_expiry([&head]);
         window.heads.push_front(head);
         let evicted = window.evict(LANE_HEADS_MAX);
         self.heads += 1;
@@ -371,7 +371,7 @@ impl Queues {
             return vec![head];
         }
         let at = window.heads.partition_point(|it| it.place < head.place);
-        window.expect([&head]);
+        window.note_expiry([&head]);
         window.heads.insert(at, head);
         window.end = window.end.max(Some(place));
         let room = if has_room { LANE_HEADS_MAX } else { 0 };
@@ -396,7 +396,7 @@ impl Queues {
         self.heads += heads.len();
         self.bytes += heads.iter().map(|head| head.job.bytes()).sum::<usize>();
         if let Some(window) = self.window_mut(lane) {
-            window.expect(&heads);
+            window.note_expiry(&heads);
             window.heads.extend(heads);
             window.end = end.or(window.end);
             window.is_behind = is_behind;

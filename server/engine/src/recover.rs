@@ -155,6 +155,9 @@ impl Engine {
                 }
             }
         }
+        // By their numbers, in the order of which they are kept: one is put behind the others.
+        let mut latest: Vec<_> = latest.into_iter().collect();
+        latest.sort_unstable_by_key(|(_, (_, row))| row.record.lease);
         for (job, (part, row)) in latest {
             if self.recover_lease(now, head, part, &row) {
                 let count = self.lease_parts.entry(part).or_default();

@@ -37,7 +37,7 @@ impl Shares {
     }
 
     /// The next job of the queue whose turn it is.
-    pub(crate) fn take_turn(&mut self) -> Option<Lane> {
+    pub(crate) fn next_turn(&mut self) -> Option<Lane> {
         let mut total = 0;
         let mut richest: Option<&mut Share> = None;
         for share in self.0.iter_mut().filter(|share| share.next.is_some()) {

@@ -110,7 +110,7 @@ impl Window {
     }
 
     /// Heads are about to be taken in, in the place that is theirs.
-    pub(crate) fn expect<'a>(&mut self, heads: impl IntoIterator<Item = &'a Head>) {
+    pub(crate) fn note_expiry<'a>(&mut self, heads: impl IntoIterator<Item = &'a Head>) {
         if self.heads.is_empty() {
             self.expires_first = None;
         }
@@ -122,7 +122,7 @@ impl Window {
     }
 
     /// Whether the window knows when this head of it expires.
-    pub(crate) fn expects(&self, head: &Head) -> bool {
+    pub(crate) fn knows_expiry(&self, head: &Head) -> bool {
         let expires_at = head.job.content().and_then(|content| content.expires_at);
         expires_at.is_none_or(|at| self.expires_first.is_some_and(|first| first <= at))
     }

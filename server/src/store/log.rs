@@ -1107,7 +1107,7 @@ impl SegmentScan<'_> {
             let chunk = chunk.get_mut(..left.min(CHUNK)).unwrap_or_default();
             file.read_exact_at(chunk, start)
                 .map_err(io_error("read", path))?;
-            // Nearly always nothing but zeros follows: a header is looked for by its epoch.
+            // What follows is zeroes, or of an earlier use: a header is looked for by its epoch.
             let (words, _) = chunk.as_chunks::<ALIGNMENT>();
             let marks = words.iter().zip((0..).step_by(ALIGNMENT));
             for (_, mark) in marks.filter(|(word, _)| **word == epoch) {
@@ -1119,7 +1119,6 @@ impl SegmentScan<'_> {
                     continue;
                 };
                 let is_candidate = header.version == LOG_VERSION
-                    && header.epoch == self.segment.epoch
                     && header.number > self.expected
                     && header.durable >= self.expected;
                 if !is_candidate {

@@ -123,6 +123,21 @@ fn a_weighted_fetch_takes_no_more_of_a_key_than_its_limit_over_all_queues() {
 }
 
 #[test]
+fn a_weighted_fetch_takes_no_more_of_a_queue_than_its_limit() {
+    let mut world = World::new();
+    let worker = world.worker();
+    world.limit("queue/one", |set| set.max_running = Some(2));
+    world.push_all([numbered("one", 0..4), numbered("two", 0..2)].concat());
+    let fetch = Fetch {
+        weights: vec![1000, 1],
+        ..fetch_of(&["one", "two"], 10)
+    };
+    let granted = world.fetch_reply(worker, fetch).jobs;
+    let queues: Vec<_> = granted.iter().map(|job| job.queue.as_str()).collect();
+    assert_eq!(queues, ["one", "one", "two", "two"]);
+}
+
+#[test]
 fn a_slot_is_a_lease_however_it_ends() {
     let mut world = World::new();
     world.limit("key/a", |set| set.max_running = Some(1));

@@ -109,6 +109,21 @@ fn a_weighted_fetch_takes_from_the_others_when_one_is_empty() {
     assert_eq!(world.fetch_reply(worker, fetch).jobs.len(), 10);
 }
 
+#[test]
+fn a_weighted_fetch_goes_on_with_the_others_when_one_runs_dry() {
+    let mut world = World::new();
+    let worker = world.worker();
+    world.push_all(numbered("a", 0..2));
+    world.push_all(numbered("b", 0..3));
+    let fetch = Fetch {
+        weights: vec![1000, 1],
+        ..fetch_of(&["a", "b"], 10)
+    };
+    let jobs = world.fetch_reply(worker, fetch).jobs;
+    let queues: Vec<_> = jobs.iter().map(|job| job.queue.as_str()).collect();
+    assert_eq!(queues, ["a", "a", "b", "b", "b"]);
+}
+
 #[track_caller]
 fn check_due(spec: JobSpec, at: u64) {
     let mut world = World::new();

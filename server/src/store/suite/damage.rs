@@ -18,7 +18,7 @@ use super::{
     samples::{run_key, run_of},
 };
 use crate::store::{
-    CheckpointProgress, Store, StoreError,
+    CheckpointProgress, LogOptions, Store, StoreError, StoreOptions,
     keys::Key,
     log::LogError,
     memory::{Crash, Fault, MemoryDisk},
@@ -137,6 +137,31 @@ fn a_flipped_byte_before_the_end_is_damage() {
             }
         }
     }
+}
+
+#[test]
+fn a_damaged_group_is_known_by_one_that_follows_far_behind() {
+    let place = Directory::new();
+    let options = StoreOptions {
+        log: LogOptions {
+            segment_bytes_first: 4 << 20,
+            segment_bytes_max: 4 << 20,
+        },
+        ..options()
+    };
+    let (store, _) = Store::open_dir(place.0.path(), &options).unwrap();
+    // Three times as much as is looked at together.
+    let runs = (1..=1500).map(|position| Change::PutRun(run_key(position), run_of(1, 120)));
+    commit(&store, 1, runs.collect());
+    store.sync().unwrap();
+    fill(&store, 2, 2);
+    place.kill(store);
+    let segment = log_files(place.0.path()).pop().unwrap();
+    let first = records(&segment)[0].clone();
+    assert!(first.len() > 3 << 20, "{}", first.len());
+    flip(&segment, first.start + 100);
+    let error = check_damaged(&place);
+    assert!(error.contains("group 2 says so"), "{error}");
 }
 
 #[test]
