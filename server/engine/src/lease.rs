@@ -259,3 +259,50 @@ fn fingerprint(job: &JobId, lease: LeaseId) -> u32 {
     hasher.write_u64(lease.0);
     u32::try_from(hasher.finish() >> 34).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn job(number: u64) -> JobId {
+        let mut bytes = [0; JobId::BYTES];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        JobId::from_bytes(bytes)
+    }
+
+    proptest! {
+        #[test]
+        fn deadlines_are_in_the_order_of_their_times_and_then_of_their_leases(
+            steps in prop::collection::vec((prop::bool::weighted(0.6), 0_u64..6, 0_u64..60), 0..300),
+            bound in (0_u64..7, 0_u64..60),
+        ) {
+            let (mut deadlines, mut model) = (Deadlines::default(), BTreeSet::new());
+            for (inserts, at, lease) in steps {
+                let (at, lease) = (Mono(at), LeaseId(lease));
+                if inserts {
+                    deadlines.insert(at, lease, job(lease.0));
+                    model.insert((at, lease));
+                } else {
+                    deadlines.remove(at, lease);
+                    model.remove(&(at, lease));
+                }
+                prop_assert!(deadlines.by_time.values().all(|leases| !leases.is_empty()));
+            }
+            let bound = Bound::Excluded((Mono(bound.0), LeaseId(bound.1)));
+            for bounds in [
+                (Bound::Unbounded, Bound::Unbounded),
+                (bound, Bound::Unbounded),
+                (Bound::Unbounded, bound),
+            ] {
+                let expected = model.range(bounds).map(|(at, lease)| (*at, *lease, job(lease.0)));
+                let between = || deadlines.between(bounds.0, bounds.1);
+                prop_assert!(between().eq(expected.clone()));
+                prop_assert!(between().rev().eq(expected.rev()));
+            }
+        }
+    }
+}
