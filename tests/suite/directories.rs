@@ -100,11 +100,11 @@ fn another_format_is_refused_with_both_numbers() {
         .terminate();
     let current = data.join("shard-0").join("CURRENT");
     let text = fs::read_to_string(&current).expect("a format");
-    fs::write(&current, text.replace("ganger 2", "ganger 3")).expect("written");
+    fs::write(&current, text.replace("ganger 3", "ganger 4")).expect("written");
     let (code, stderr) = refused(&data, &[]);
     assert_eq!(code, Some(74), "{stderr}");
     assert!(
-        stderr.contains('2') && stderr.contains("format"),
+        stderr.contains('3') && stderr.contains("format"),
         "{stderr}"
     );
     fs::write(&current, text).expect("written");

@@ -34,6 +34,9 @@ pub struct Group {
 pub enum Change {
     PutRun(RunKey, Run),
     DeleteRun(RunKey),
+    /// All entries that left a scheduled run.
+    PutLeft(LeftRun),
+    DeleteLeft(RunKey),
     PutAcks(PartKey, Vec<LeftRun>),
     DeleteAcks(PartKey),
     PutLeases(PartKey, Vec<LeaseRecord>),

@@ -11,7 +11,7 @@ use crate::{
     batch::Standing,
     command::Now,
     facts::{Fact, Facts, Need},
-    records::{JobRecord, Place, StoredJob, Timer, TimerKind},
+    records::{Bits, JobRecord, LeftRun, Place, StoredJob, Timer, TimerKind},
     waits::ended_reply,
     window::{Head, HeadJob},
     workflow::node_of,
@@ -50,8 +50,14 @@ impl Engine {
 
     /// Takes a waiting job out of where it waits. What becomes of it, the caller says.
     pub(crate) fn withdraw(&mut self, now: Now, record: &JobRecord, facts: &Facts) {
-        if let (JobState::Scheduled, Some(at)) = (record.state, record.run_at) {
-            self.unset_timer(crate::group::due(record.id, at));
+        match (record.state, record.run_at, record.place) {
+            (JobState::Scheduled, Some(at), Some(place)) => {
+                return self.leave_scheduled(record.id, (place, at), facts);
+            }
+            (JobState::Scheduled, Some(at), None) => {
+                self.unset_timer(crate::group::due(record.id, at));
+            }
+            (_, _, _) => {}
         }
         let Some(place) = record.place else { return };
         if let Some(entries) = self.unknown_entries(record.id, &place, facts) {
@@ -68,6 +74,23 @@ impl Engine {
         self.has_left_lane(now.mono, place.run.lane, job);
     }
 
+    /// A job leaves the scheduled run in which it was born; with the last one of a time its timer goes.
+    fn leave_scheduled(&mut self, job: JobId, (place, at): (Place, Timestamp), facts: &Facts) {
+        let run = place.run;
+        let (before, peers) = match self.stored(job, facts) {
+            Some(StoredJob::Scheduled { left, peers, .. }) => (*left, *peers),
+            // It was born in this group.
+            Some(StoredJob::Packed { .. } | StoredJob::Record(_)) | None => {
+                let peers = self.group.born_for(&run, at).map(|(index, _)| index);
+                (LeftRun::whole(run, 0), Bits::of(peers))
+            }
+        };
+        let left = self.group.leave_scheduled(place.index, before);
+        if left.covers(&peers) {
+            self.unset_timer(self.run_due(run, at));
+        }
+    }
+
     /// The entries of the run that a job stands in, when the engine does not know that run yet.
     fn unknown_entries(&self, job: JobId, place: &Place, facts: &Facts) -> Option<u8> {
         if self.runs.contains_key(&place.run) {
@@ -81,7 +104,7 @@ impl Engine {
         }
         match self.stored(job, facts) {
             Some(StoredJob::Packed { run_entries, .. }) => Some(*run_entries),
-            Some(StoredJob::Record(_)) | None => None,
+            Some(StoredJob::Record(_) | StoredJob::Scheduled { .. }) | None => None,
         }
     }
 

@@ -22,7 +22,8 @@ use crate::records::{
 /// Something to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Need {
-    /// A job: its record, else its entry in its run of birth. Answered by [`Fact::Job`].
+    /// A job: its record, else its entry in its run of birth, unless it is a scheduled one that the
+    /// job has left. Answered by [`Fact::Job`].
     Job {
         /// Which.
         job: JobId,
@@ -62,6 +63,8 @@ pub enum Need {
         /// At most so many.
         max: u32,
     },
+    /// The jobs of a scheduled run that wait for a time. Answered by [`Fact::RunDue`].
+    RunDue(RunKey, Timestamp),
     /// What is known of a producer. Answered by [`Fact::Producer`].
     Producer(ProducerNumber),
     /// One outcome slot. Answered by [`Fact::Outcome`].
@@ -150,6 +153,8 @@ pub struct NodeRow {
 pub enum Stage {
     /// Runs of the queue.
     Runs(Option<RunKey>),
+    /// Scheduled runs of the queue.
+    Scheduled(Option<RunKey>),
     /// Records of jobs that were born in the queue.
     Jobs(Option<JobId>),
     /// Records of all jobs: some that were born elsewhere may have been moved into the queue.
@@ -161,7 +166,7 @@ pub enum Stage {
 /// A row that is left of a purged queue, with the jobs that it names, their contents read.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Remain {
-    /// A run.
+    /// A run. Of a scheduled one, only what has not left it.
     Run(RunKey, Vec<HeadRow>),
     /// The record of a job that was born there; it may live elsewhere.
     Job(Box<JobRecord>),
@@ -175,6 +180,7 @@ impl Remain {
     /// The stage behind this row.
     pub fn stage(&self) -> Stage {
         match self {
+            Self::Run(run, _) if run.lane.is_scheduled() => Stage::Scheduled(Some(*run)),
             Self::Run(run, _) => Stage::Runs(Some(*run)),
             Self::Job(record) => Stage::Jobs(Some(record.id)),
             Self::Guest(job, _) => Stage::Guests(Some(*job)),
@@ -208,6 +214,8 @@ pub enum Fact {
         /// Whether there is none behind them.
         at_end: bool,
     },
+    /// The jobs; `None`: there is no such run.
+    RunDue(Option<RunDue>),
     /// The highest sequence and the time of the latest outcome; `None`: no records.
     Producer(Option<(u64, Timestamp)>),
     /// The slot.
@@ -252,6 +260,15 @@ pub enum Fact {
     },
 }
 
+/// The jobs of a scheduled run that wait for the same time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunDue {
+    /// What left the run.
+    pub left: LeftRun,
+    /// Those that have not, with their contents, in order.
+    pub jobs: Vec<(u8, PackedJob)>,
+}
+
 /// Entries of a lane.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Heads {
@@ -279,6 +296,8 @@ pub struct HeadRow {
 pub enum HeadEntry {
     /// It lives in the run.
     Packed(PackedJob),
+    /// It lives in the run, which is a scheduled one, until then.
+    Scheduled(Timestamp, PackedJob),
     /// The run refers to it; `None` when its record is gone.
     Reference(JobId, Option<Box<JobRecord>>),
 }
@@ -307,7 +326,9 @@ impl Facts {
     pub fn content_bytes(&self) -> usize {
         let contents = self.0.values().filter_map(|fact| match fact {
             Fact::Job(Some(StoredJob::Record(record))) => record.content.as_ref(),
-            Fact::Job(Some(StoredJob::Packed { job, .. })) => job.content.as_ref(),
+            Fact::Job(Some(StoredJob::Packed { job, .. } | StoredJob::Scheduled { job, .. })) => {
+                job.content.as_ref()
+            }
             _ => None,
         });
         contents.map(|content| content.bound_bytes()).sum()

@@ -69,6 +69,8 @@ pub(crate) struct OpenGroup {
     /// Where the jobs of a lane that do not live in a run are born: position and next index.
     births: BTreeMap<Lane, (u64, u8)>,
     pub(crate) left: BTreeMap<RunKey, Bits>,
+    /// Scheduled runs that a job has left, with all that left them.
+    pub(crate) left_scheduled: BTreeMap<RunKey, LeftRun>,
     /// Sealed runs of which nothing is left. The store has them until this group is sealed.
     dropped: BTreeSet<RunKey>,
     pub(crate) grants: ByNumber<LeaseRecord>,
@@ -166,15 +168,55 @@ impl OpenGroup {
     }
 
     /// The job that was born at this place in this group, when one was.
-    pub(crate) fn packed(&self, place: &Place) -> Option<&PackedJob> {
-        match self
-            .runs
-            .get(&place.run)?
-            .entries
-            .get(usize::from(place.index))?
-        {
-            Entry::Job(job) => Some(job),
-            Entry::Reference(_) => None,
+    pub(crate) fn born(&self, place: &Place) -> Option<&Entry> {
+        let run = self.runs.get(&place.run)?;
+        let entry = run.entries.get(usize::from(place.index))?;
+        entry.job().map(|_| entry)
+    }
+
+    /// A job leaves the scheduled run in which it was born, and which others had left before this
+    /// group; all that have left it now.
+    pub(crate) fn leave_scheduled(&mut self, index: u8, before: LeftRun) -> Bits {
+        self.operations += 1;
+        self.bytes += 64;
+        let run = self.left_scheduled.entry(before.run).or_insert(before);
+        run.left.insert(index);
+        run.left
+    }
+
+    /// The entries of a scheduled run of this group that wait for a time, whether they have left it or
+    /// not; none when the run is not of this group.
+    pub(crate) fn born_for(
+        &self,
+        run: &RunKey,
+        due: Timestamp,
+    ) -> impl Iterator<Item = (u8, &PackedJob)> {
+        let run = self.runs.get(run);
+        run.into_iter().flat_map(move |run| run.due_at(due))
+    }
+
+    /// Erases a scheduled run, whatever is left in it.
+    pub(crate) fn erase_scheduled(&mut self, run: RunKey) {
+        self.left_scheduled.remove(&run);
+        self.drop_run(run);
+        self.delete(Change::DeleteLeft(run));
+    }
+
+    /// Drops the scheduled runs that are used up, and writes what left the others.
+    fn seal_scheduled(&mut self, changes: &mut Vec<Change>) {
+        for (key, mut left) in std::mem::take(&mut self.left_scheduled) {
+            let open = self.runs.get(&key).map(|run| run.entries.len());
+            if let Some(entries) = open {
+                left.entries = u8::try_from(entries).unwrap_or(u8::MAX);
+            }
+            match (left.is_used_up(), open) {
+                (false, _) => changes.push(Change::PutLeft(left)),
+                // The store never hears of it.
+                (true, Some(_)) => {
+                    self.runs.remove(&key);
+                }
+                (true, None) => changes.extend([Change::DeleteRun(key), Change::DeleteLeft(key)]),
+            }
         }
     }
 
@@ -502,7 +544,12 @@ impl OpenGroup {
     }
 
     /// Everything but acks, leases, queues, the head and what [`Seldom`] leaves, which need the engine.
-    pub(crate) fn add_changes(self, acks: &[(PartKey, Vec<LeftRun>)], changes: &mut Vec<Change>) {
+    pub(crate) fn add_changes(
+        mut self,
+        acks: &[(PartKey, Vec<LeftRun>)],
+        changes: &mut Vec<Change>,
+    ) {
+        self.seal_scheduled(changes);
         // First, since a producer that is forgotten may have pushed again.
         self.seldom.add_changes(changes);
         changes.extend(

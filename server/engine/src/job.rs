@@ -90,6 +90,16 @@ impl JobRecord {
         }
     }
 
+    /// The record of a job that waits for its time in the scheduled run in which it was born.
+    pub fn scheduled(id: JobId, place: Place, at: Timestamp, packed: PackedJob) -> Self {
+        Self {
+            state: JobState::Scheduled,
+            lane: 0,
+            run_at: Some(at),
+            ..Self::fresh(id, place, packed)
+        }
+    }
+
     /// Makes room for one more error; its slot, and the parts of the one that was there.
     pub(crate) fn next_error_slot(&mut self, parts: u16) -> (u8, u16) {
         let kept = u8::try_from(self.error_parts.len()).unwrap_or_default();

@@ -40,6 +40,9 @@ struct Job {
     priority: u8,
     state: JobState,
     run_at: Option<Timestamp>,
+    /// Whether it has left the scheduled run in which it was born, or was born elsewhere: of one
+    /// millisecond these come first.
+    is_moved: bool,
     closed_at: Option<Timestamp>,
     lease: Option<Lease>,
     attempt: u32,
@@ -163,7 +166,8 @@ impl Model {
 
     /// Takes a waiting job out of where it waits.
     fn withdraw(&mut self, serial: u64) -> Job {
-        let job = self.jobs.remove(&serial).unwrap();
+        let mut job = self.jobs.remove(&serial).unwrap();
+        job.is_moved = true;
         match job.state {
             JobState::Scheduled => self.count(job.place).scheduled -= 1,
             _ => {
@@ -183,6 +187,7 @@ impl Model {
         let job = self.jobs.get_mut(&serial).unwrap();
         job.state = JobState::Ready;
         job.run_at = None;
+        job.is_moved = true;
         let (place, priority) = (job.place, job.priority);
         self.ready
             .entry((place, priority))
@@ -555,10 +560,10 @@ impl Both {
             .iter()
             .filter(|(_, job)| job.state == JobState::Scheduled)
             .filter(|(_, job)| job.run_at.is_some_and(|at| at <= now.wall))
-            .map(|(serial, job)| (job.run_at, job.id, *serial))
+            .map(|(serial, job)| (job.run_at, !job.is_moved, job.id, *serial))
             .collect();
         due.sort_unstable();
-        for (_, _, serial) in due {
+        for (_, _, _, serial) in due {
             let place = model.jobs[&serial].place;
             model.count(place).scheduled -= 1;
             model.ready_back(serial);
@@ -754,6 +759,7 @@ impl Both {
                 priority: spec.priority.unwrap(),
                 state: JobState::Ready,
                 run_at: None,
+                is_moved: false,
                 closed_at: None,
                 lease: None,
                 attempt: 0,

@@ -46,7 +46,7 @@ impl Engine {
     /// What must be read to know this job, unless the open group knows it.
     pub(crate) fn need_of_job(&self, job: JobId, content: bool) -> Option<Need> {
         let place = Place::of_birth(&job);
-        let is_open = self.group.jobs.contains_key(&job) || self.group.packed(&place).is_some();
+        let is_open = self.group.jobs.contains_key(&job) || self.group.born(&place).is_some();
         (!is_open).then_some(Need::Job { job, content })
     }
 
@@ -102,22 +102,41 @@ impl Engine {
         }
         match self.stored(job, facts)? {
             StoredJob::Record(record) => Some(Some(record.clone())),
-            StoredJob::Packed { .. } => None,
+            StoredJob::Packed { .. } | StoredJob::Scheduled { .. } => None,
         }
     }
 
     /// The record of a job as it was born in its run.
     fn packed(&self, job: JobId, facts: &Facts) -> Option<Box<JobRecord>> {
         let place = Place::of_birth(&job);
-        let packed = match (self.group.packed(&place), self.stored(job, facts)) {
-            (Some(packed), _) | (None, Some(StoredJob::Packed { job: packed, .. })) => packed,
-            (None, Some(StoredJob::Record(_)) | None) => return None,
+        let (at, packed) = match (self.group.born(&place), self.stored(job, facts)) {
+            (Some(Entry::Job(packed)), _) | (None, Some(StoredJob::Packed { job: packed, .. })) => {
+                (None, packed)
+            }
+            (Some(Entry::Scheduled(at, packed)), _)
+            | (
+                None,
+                Some(StoredJob::Scheduled {
+                    at, job: packed, ..
+                }),
+            ) => (Some(*at), packed),
+            (Some(Entry::Reference(_)), _) | (None, Some(StoredJob::Record(_)) | None) => {
+                return None;
+            }
         };
-        Some(Box::new(JobRecord::fresh(job, place, packed.clone())))
+        let packed = packed.clone();
+        Some(Box::new(match at {
+            Some(at) => JobRecord::scheduled(job, place, at, packed),
+            None => JobRecord::fresh(job, place, packed),
+        }))
     }
 
-    /// Whether an entry that a run was written with is no longer in it.
+    /// Whether an entry that a run was written with is no longer in it. Of scheduled runs that is
+    /// known only as far as this group goes; the store tells the rest.
     pub(crate) fn has_left(&self, place: &Place) -> bool {
+        if let Some(run) = self.group.left_scheduled.get(&place.run) {
+            return run.left.contains(place.index);
+        }
         let run = self.runs.get(&place.run);
         run.is_some_and(|run| run.left.contains(place.index)) || self.group.drops(&place.run)
     }
@@ -425,6 +444,7 @@ impl Engine {
                 }
                 let entry = match entry {
                     Entry::Job(job) => HeadEntry::Packed(job.clone()),
+                    Entry::Scheduled(at, job) => HeadEntry::Scheduled(*at, job.clone()),
                     Entry::Reference(id) => HeadEntry::Reference(*id, None),
                 };
                 let place = Place { run: *run, index };
@@ -449,6 +469,7 @@ impl Engine {
         } = row;
         let (id, job) = match entry {
             HeadEntry::Packed(job) => (place.job_id(self.options.shard), HeadJob::Packed(job)),
+            HeadEntry::Scheduled(..) => return None,
             HeadEntry::Reference(id, stored) => {
                 let record = match self.group.jobs.get(&id) {
                     Some(open) => {

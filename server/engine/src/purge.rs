@@ -288,7 +288,7 @@ impl Engine {
             Remain::Run(_, rows) => rows
                 .iter()
                 .filter_map(|row| match &row.entry {
-                    HeadEntry::Packed(packed) => {
+                    HeadEntry::Packed(packed) | HeadEntry::Scheduled(_, packed) => {
                         let id = row.place.job_id(self.options.shard);
                         own(id, packed.content.as_deref())
                     }
@@ -298,7 +298,7 @@ impl Engine {
                 })
                 .chain(rows.iter().filter_map(|row| match &row.entry {
                     HeadEntry::Reference(_, record) => self.hold_of(record.as_ref()?),
-                    HeadEntry::Packed(_) => None,
+                    HeadEntry::Packed(_) | HeadEntry::Scheduled(..) => None,
                 }))
                 .collect(),
             Remain::Job(record)
@@ -341,7 +341,10 @@ impl Engine {
                 for row in rows {
                     self.erase_entry(now, number, row, facts);
                 }
-                self.drop_run(*run);
+                match run.lane.is_scheduled() {
+                    true => self.group.erase_scheduled(*run),
+                    false => self.drop_run(*run),
+                }
             }
             Remain::Job(record) if record.queue == number => {
                 self.erase(now, record, true, facts);
@@ -363,13 +366,16 @@ impl Engine {
     }
 
     fn erase_entry(&mut self, now: Now, number: QueueNumber, row: &HeadRow, facts: &Facts) {
+        let id = row.place.job_id(self.options.shard);
         match &row.entry {
+            HeadEntry::Packed(_) | HeadEntry::Scheduled(..) if self.has_left(&row.place) => {}
             HeadEntry::Packed(packed) => {
-                let id = row.place.job_id(self.options.shard);
-                if !self.has_left(&row.place) {
-                    let record = JobRecord::fresh(id, row.place, packed.clone());
-                    self.erase(now, &record, false, facts);
-                }
+                let record = JobRecord::fresh(id, row.place, packed.clone());
+                self.erase(now, &record, false, facts);
+            }
+            HeadEntry::Scheduled(at, packed) => {
+                let record = JobRecord::scheduled(id, row.place, *at, packed.clone());
+                self.erase(now, &record, false, facts);
             }
             HeadEntry::Reference(_, Some(record))
                 if record.queue == number && record.place == Some(row.place) =>
@@ -390,7 +396,10 @@ impl Engine {
         self.unwatch_expiry(record.id, expiry_of(record));
         match (record.state, record.run_at) {
             (JobState::Scheduled, Some(at)) => {
-                self.unset_timer(crate::group::due(record.id, at));
+                self.unset_timer(match record.place {
+                    Some(place) => self.run_due(place.run, at),
+                    None => crate::group::due(record.id, at),
+                });
             }
             (JobState::Done | JobState::Dead | JobState::Cancelled | JobState::Expired, _) => {
                 self.unclose(record);
@@ -445,7 +454,8 @@ impl Engine {
         };
         purged.stage = match (at_end, purged.stage) {
             (false, stage) => last.unwrap_or(stage),
-            (true, Stage::Runs(_)) => Stage::Jobs(None),
+            (true, Stage::Runs(_)) => Stage::Scheduled(None),
+            (true, Stage::Scheduled(_)) => Stage::Jobs(None),
             (true, Stage::Jobs(_)) if purged.record.counters.moved_in > 0 => Stage::Guests(None),
             (true, Stage::Jobs(_) | Stage::Guests(_)) => Stage::Closed(None),
             (true, stage @ Stage::Closed(_)) => {
@@ -466,7 +476,9 @@ fn batches_of(row: &Remain) -> Vec<BatchId> {
         Remain::Run(_, rows) => rows
             .iter()
             .filter_map(|row| match &row.entry {
-                HeadEntry::Packed(packed) => packed.content.as_ref()?.batch,
+                HeadEntry::Packed(packed) | HeadEntry::Scheduled(_, packed) => {
+                    packed.content.as_ref()?.batch
+                }
                 HeadEntry::Reference(_, record) => record.as_ref()?.batch,
             })
             .collect(),

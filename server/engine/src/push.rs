@@ -21,7 +21,6 @@ use crate::{
     command::{Now, Origin, Outcome, Producer},
     events::Subject,
     facts::{Fact, Facts, Need},
-    group,
     job::is_legal,
     records::{
         Content, Entry, JobRecord, Lane, OutcomeRange, OutcomeRecord, PackedJob, ProducerNumber,
@@ -260,18 +259,16 @@ impl Engine {
     }
 
     fn push_later(&mut self, lane: Lane, due: Timestamp, packed: PackedJob) -> JobId {
-        let (head, group) = (&mut self.head, &mut self.group);
-        let place = group.birth(lane, || head.position_at_tail());
-        let id = place.job_id(self.options.shard);
-        let record = JobRecord {
-            state: JobState::Scheduled,
-            run_at: Some(due),
-            place: None,
-            ..JobRecord::fresh(id, place, packed)
+        let lane = Lane {
+            lane: Lane::SCHEDULED,
+            ..lane
         };
+        let (head, group) = (&mut self.head, &mut self.group);
+        let entry = Entry::Scheduled(due, packed);
+        let place = group.append(lane, entry, || head.position_at_tail());
+        let id = place.job_id(self.options.shard);
         self.count(lane.queue, None, Some(JobState::Scheduled));
-        self.group.put_job(Box::new(record));
-        self.set_timer(group::due(id, due));
+        self.set_timer(self.run_due(place.run, due));
         id
     }
 

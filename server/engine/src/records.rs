@@ -64,6 +64,17 @@ pub struct Lane {
     pub lane: u64,
 }
 
+impl Lane {
+    /// The number of the lane in which jobs that are pushed for later are born. Nothing is granted
+    /// from it: its runs lie apart, and their jobs leave them in no order.
+    pub const SCHEDULED: u64 = u64::MAX;
+
+    /// Whether it is the lane of jobs that were pushed for later.
+    pub const fn is_scheduled(&self) -> bool {
+        self.lane == Self::SCHEDULED
+    }
+}
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunKey {
@@ -120,11 +131,24 @@ pub struct Run {
     pub entries: Vec<Entry>,
 }
 
+impl Run {
+    /// The entries of a scheduled run that wait for a time.
+    pub fn due_at(&self, due: Timestamp) -> impl Iterator<Item = (u8, &PackedJob)> {
+        let entries = (0_u8..).zip(&self.entries);
+        entries.filter_map(move |(index, entry)| match entry {
+            Entry::Scheduled(at, job) if *at == due => Some((index, job)),
+            Entry::Scheduled(..) | Entry::Job(_) | Entry::Reference(_) => None,
+        })
+    }
+}
+
 /// One entry of a run: a job, or a reference to the record of one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Entry {
     /// A job that lives here.
     Job(PackedJob),
+    /// A job that lives here until then, in a scheduled run.
+    Scheduled(Timestamp, PackedJob),
     /// A job that has a record of its own.
     Reference(JobId),
 }
@@ -133,13 +157,25 @@ impl Entry {
     /// An upper bound of the bytes this entry takes in its run.
     pub fn bound_bytes(&self) -> usize {
         match self {
-            Self::Job(PackedJob {
-                content: Some(content),
-                spilled_parts: 0,
-                ..
-            }) => 24 + content.bound_bytes(),
-            Self::Job(_) => 24,
+            Self::Job(job) => job.bound_bytes(),
+            Self::Scheduled(_, job) => 10 + job.bound_bytes(),
             Self::Reference(_) => 8 + JobId::BYTES,
+        }
+    }
+
+    /// The job, when it lives here.
+    pub fn job(&self) -> Option<&PackedJob> {
+        match self {
+            Self::Job(job) | Self::Scheduled(_, job) => Some(job),
+            Self::Reference(_) => None,
+        }
+    }
+
+    /// The job, when it lives here.
+    pub fn job_mut(&mut self) -> Option<&mut PackedJob> {
+        match self {
+            Self::Job(job) | Self::Scheduled(_, job) => Some(job),
+            Self::Reference(_) => None,
         }
     }
 }
@@ -154,6 +190,14 @@ pub struct PackedJob {
     pub spilled_parts: u16,
     /// What was pushed.
     pub content: Option<Arc<Content>>,
+}
+
+impl PackedJob {
+    /// An upper bound of the bytes that it takes in its run.
+    fn bound_bytes(&self) -> usize {
+        let inline = self.content.as_ref().filter(|_| self.spilled_parts == 0);
+        24 + inline.map_or(0, |content| content.bound_bytes())
+    }
 }
 
 /// What was pushed, without where and when.
@@ -397,6 +441,17 @@ pub enum StoredJob {
         /// The job.
         job: PackedJob,
     },
+    /// It lives in its scheduled run of birth, which it has not left.
+    Scheduled {
+        /// When it becomes ready.
+        at: Timestamp,
+        /// The job.
+        job: PackedJob,
+        /// What left that run.
+        left: LeftRun,
+        /// All its entries of that time.
+        peers: Bits,
+    },
 }
 
 /// A timer: what happens to whom, and when. Their order is the order of firing.
@@ -408,6 +463,19 @@ pub struct Timer {
     pub what: TimerKind,
     /// To whom: a job id, or a number in its last eight bytes.
     pub id: [u8; JobId::BYTES],
+}
+
+impl Timer {
+    /// The timer that makes the jobs of a scheduled run ready that wait for this time. Many a push has
+    /// one time for all its jobs: they share it.
+    pub fn run_due(shard: u16, run: RunKey, at: Timestamp) -> Self {
+        let first = Place { run, index: 0 };
+        Self {
+            at,
+            what: TimerKind::RunDue,
+            id: *first.job_id(shard).as_bytes(),
+        }
+    }
 }
 
 /// What a timer does. The numbers are stored and never change.
@@ -432,6 +500,9 @@ pub enum TimerKind {
     Cron = 8,
     /// The grace of a leased job that was cancelled ends.
     Cancel = 9,
+    /// Jobs of a scheduled run become ready: all that wait for this time. The id is that of its first
+    /// entry.
+    RunDue = 10,
     /// A job that others may wait for is done; due at once.
     NodeDone = 16,
     /// A job that others may wait for has ended otherwise; due at once.
@@ -451,6 +522,7 @@ impl TimerKind {
             7 => Self::ProducerIdle,
             8 => Self::Cron,
             9 => Self::Cancel,
+            10 => Self::RunDue,
             16 => Self::NodeDone,
             17 => Self::NodeEnded,
             _ => return None,
@@ -522,11 +594,26 @@ impl Bits {
             .is_some_and(|word| word & (1 << (index % 64)) != 0)
     }
 
+    /// The set of these entries.
+    pub fn of(entries: impl IntoIterator<Item = u8>) -> Self {
+        let mut set = Self::default();
+        for index in entries {
+            set.insert(index);
+        }
+        set
+    }
+
     /// Adds all of another set.
     pub fn extend(&mut self, other: &Self) {
         for (word, more) in self.0.iter_mut().zip(other.0) {
             *word |= more;
         }
+    }
+
+    /// Whether every entry of another set is in this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        let words = self.0.iter().zip(other.0);
+        words.into_iter().all(|(word, other)| other & !word == 0)
     }
 
     /// Entries in the set.
@@ -540,15 +627,31 @@ impl Bits {
     }
 }
 
-/// Entries that left a run in one group.
+/// Entries that left a run: in one group, or of a scheduled run all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeftRun {
     /// The run.
     pub run: RunKey,
     /// Entries that it has.
     pub entries: u8,
-    /// Those that left in this group.
+    /// Those that left.
     pub left: Bits,
+}
+
+impl LeftRun {
+    /// A run of so many entries that none has left.
+    pub fn whole(run: RunKey, entries: u8) -> Self {
+        Self {
+            run,
+            entries,
+            left: Bits::default(),
+        }
+    }
+
+    /// Whether every entry has left.
+    pub fn is_used_up(&self) -> bool {
+        self.left.count() == u32::from(self.entries)
+    }
 }
 
 /// A grant or its extension.

@@ -195,7 +195,7 @@ impl Engine {
                 false,
                 job.spilled_parts,
             ),
-            Some(StoredJob::Packed { .. }) => return false,
+            Some(StoredJob::Packed { .. } | StoredJob::Scheduled { .. }) => return false,
             Some(StoredJob::Record(job)) => {
                 let is_open = matches!(job.state, JobState::Ready | JobState::Leased);
                 if job.settled_lease >= record.lease || !is_open {
@@ -213,7 +213,7 @@ impl Engine {
                 let content = job.content.as_deref();
                 (content, content.and_then(|content| content.batch))
             }
-            None => (None, None),
+            Some(StoredJob::Scheduled { .. }) | None => (None, None),
         };
         let key = self.key_of_lease(record.job, content);
         let retains = content.and_then(|content| content.retain_ms);
@@ -228,7 +228,7 @@ impl Engine {
         };
         let cancel_at = match &row.job {
             Some(StoredJob::Record(job)) => job.cancel_at,
-            Some(StoredJob::Packed { .. }) | None => None,
+            Some(StoredJob::Packed { .. } | StoredJob::Scheduled { .. }) | None => None,
         };
         session.leases.insert(record.lease, record.job);
         if cancel_at.is_some() {

@@ -38,10 +38,10 @@ use crate::{
     },
     facts::{
         Fact, Facts, HeadEntry, HeadRow, Heads, Need, NodeRow, Recovered, RecoveredLease, Remain,
-        Side, Stage,
+        RunDue, Side, Stage,
     },
     records::{
-        BatchRecord, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
+        BatchRecord, Bits, BlobKind, Closed, Content, CronNumber, CronRecord, Entry, GroupNumber,
         HeadRecord, JobRecord, Lane, LeaseRecord, LeftRun, LimitRecord, NodeRecord, OutcomeRecord,
         PackedJob, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RUN_BYTES_MAX,
         RUN_ENTRIES_MAX, Run, RunKey, SessionRecord, StoredJob, Timer, TimerKind, UniqueKey,
@@ -64,6 +64,8 @@ pub(crate) struct Store {
     group: GroupNumber,
     head: Option<HeadRecord>,
     runs: BTreeMap<RunKey, (GroupNumber, Run)>,
+    /// Entries that left scheduled runs.
+    left: BTreeMap<RunKey, LeftRun>,
     acks: BTreeMap<PartKey, Vec<LeftRun>>,
     leases: BTreeMap<PartKey, Vec<LeaseRecord>>,
     pub(crate) jobs: BTreeMap<JobId, JobRecord>,
@@ -109,9 +111,9 @@ impl Store {
                 assert!(!run.entries.is_empty() && run.entries.len() <= RUN_ENTRIES_MAX);
                 assert!(bytes <= RUN_BYTES_MAX || run.entries.len() == 1, "{bytes}");
                 for entry in &mut run.entries {
-                    if let Entry::Job(job) = entry
-                        && job.spilled_parts > 0
-                    {
+                    let is_scheduled = matches!(entry, Entry::Scheduled(..));
+                    assert_eq!(is_scheduled, key.lane.is_scheduled(), "{key:?}");
+                    if let Some(job) = entry.job_mut().filter(|job| job.spilled_parts > 0) {
                         job.content = None;
                     }
                 }
@@ -120,6 +122,16 @@ impl Store {
             }
             Change::DeleteRun(key) => {
                 assert!(self.runs.remove(&key).is_some(), "{key:?} is not there");
+            }
+            Change::PutLeft(left) => {
+                let mut all = left.left;
+                all.extend(&self.left_of(&left.run).left);
+                assert_eq!(all, left.left, "some of {:?} came back", left.run);
+                self.left.insert(left.run, left);
+            }
+            Change::DeleteLeft(key) => {
+                assert!(!self.runs.contains_key(&key), "{key:?} is still there");
+                self.left.remove(&key);
             }
             Change::PutAcks(key, rows) => {
                 assert!(!rows.is_empty());
@@ -357,6 +369,17 @@ impl Store {
                 Fact::Closed(rows.take(*max as usize).copied().collect())
             }
             Need::Remains { queue, stage, max } => self.remains(*queue, *stage, *max as usize),
+            Need::RunDue(run, at) => Fact::RunDue(self.runs.get(run).map(|(_, record)| {
+                let left = self.left_of(run);
+                let jobs = record.due_at(*at);
+                let jobs = jobs.filter(|(index, _)| !left.left.contains(*index));
+                let jobs = jobs.map(|(index, job)| {
+                    let id = Place { run: *run, index }.job_id(0);
+                    (index, self.packed(id, job, true))
+                });
+                let jobs = jobs.collect();
+                RunDue { left, jobs }
+            })),
         }
     }
 
@@ -371,9 +394,15 @@ impl Store {
         let record = |job: &JobId| self.record(*job, true).map(Box::new);
         let mut rows: Vec<Remain> = match stage {
             Stage::Runs(after) => {
-                let runs = self.runs.iter().filter(|(run, _)| run.lane.queue == queue);
-                let runs = runs.filter(|(run, _)| after.is_none_or(|after| **run > after));
-                runs.map(|(run, _)| Remain::Run(*run, self.rows_of(run)))
+                let runs = self.runs.keys().filter(|run| run.lane.queue == queue);
+                let runs = runs.filter(|run| !run.lane.is_scheduled() && Some(**run) > after);
+                runs.map(|run| Remain::Run(*run, self.rows_of(run)))
+                    .collect()
+            }
+            Stage::Scheduled(after) => {
+                let runs = self.runs.keys().filter(|run| run.lane.queue == queue);
+                let runs = runs.filter(|run| run.lane.is_scheduled() && Some(**run) > after);
+                runs.map(|run| Remain::Run(*run, self.rows_of(run)))
                     .collect()
             }
             Stage::Jobs(after) => {
@@ -420,14 +449,29 @@ impl Store {
         }
         let place = Place::of_birth(&job);
         let (group, run) = self.runs.get(&place.run)?;
+        let run_entries = u8::try_from(run.entries.len()).unwrap();
         match run.entries.get(usize::from(place.index))? {
             Entry::Job(packed) => Some(StoredJob::Packed {
                 group: *group,
-                run_entries: u8::try_from(run.entries.len()).unwrap(),
+                run_entries,
                 job: self.packed(job, packed, content),
+            }),
+            Entry::Scheduled(..) if self.left_of(&place.run).left.contains(place.index) => None,
+            Entry::Scheduled(at, packed) => Some(StoredJob::Scheduled {
+                at: *at,
+                job: self.packed(job, packed, content),
+                left: self.left_of(&place.run),
+                peers: Bits::of(run.due_at(*at).map(|(index, _)| index)),
             }),
             Entry::Reference(_) => None,
         }
+    }
+
+    /// What left a scheduled run.
+    fn left_of(&self, run: &RunKey) -> LeftRun {
+        let entries = self.runs.get(run).map_or(0, |(_, run)| run.entries.len());
+        let whole = LeftRun::whole(*run, u8::try_from(entries).unwrap());
+        self.left.get(run).copied().unwrap_or(whole)
     }
 
     fn record(&self, job: JobId, content: bool) -> Option<JobRecord> {
@@ -493,12 +537,18 @@ impl Store {
                     Entry::Job(packed) => {
                         HeadEntry::Packed(self.packed(place.job_id(0), packed, true))
                     }
+                    Entry::Scheduled(..) if self.left_of(run).left.contains(index) => continue,
+                    Entry::Scheduled(at, packed) => {
+                        HeadEntry::Scheduled(*at, self.packed(place.job_id(0), packed, true))
+                    }
                     Entry::Reference(id) => {
                         HeadEntry::Reference(*id, self.record(*id, true).map(Box::new))
                     }
                 };
                 let content = match &entry {
-                    HeadEntry::Packed(packed) => packed.content.as_ref(),
+                    HeadEntry::Packed(packed) | HeadEntry::Scheduled(_, packed) => {
+                        packed.content.as_ref()
+                    }
                     HeadEntry::Reference(_, record) => {
                         record.as_ref().and_then(|record| record.content.as_ref())
                     }
@@ -560,6 +610,7 @@ impl Store {
     /// What is left when no job is kept any more: nothing but queues, producers and sessions.
     pub(crate) fn check_empty(&self) {
         assert_eq!(self.runs.len(), 0, "runs: {:?}", self.runs);
+        assert_eq!(self.left.len(), 0, "left: {:?}", self.left);
         assert_eq!(self.acks.len(), 0, "acks: {:?}", self.acks);
         assert_eq!(self.leases.len(), 0, "leases: {:?}", self.leases);
         assert_eq!(self.jobs.len(), 0, "jobs: {:?}", self.jobs);

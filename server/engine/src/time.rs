@@ -2,7 +2,7 @@
 //! jobs become due, waits end. One tick does a bounded slice of it.
 
 use ganger_protocol::{
-    DurationMs, JobId, SessionId, WireError,
+    DurationMs, JobId, SessionId, Timestamp, WireError,
     event::EventName,
     job::{JobError, JobState},
     limits::SESSION_TTL_DEFAULT,
@@ -14,10 +14,13 @@ use crate::{
     Engine,
     answer::Verdict,
     command::{Mono, Now, Origin, Outcome, SessionOpened},
-    facts::{Fact, Facts, Need},
+    facts::{Fact, Facts, Need, RunDue},
     lanes::Ring,
     push::{PRODUCER_IDLE_MAX, idle_timer},
-    records::{Lane, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer, TimerKind},
+    records::{
+        JobRecord, Lane, LeftRun, Place, ProducerNumber, QueueNumber, RunKey, SessionRecord, Timer,
+        TimerKind,
+    },
     schedule::{self, DueMax},
     session::Session,
     waiters::Waiter,
@@ -35,6 +38,9 @@ const TIMERS_SLICE: DueMax = DueMax {
 
 /// Cron entries of these: each may push a hundred jobs, and one tick's changes are one group.
 const CRON_SLICE: usize = 4;
+
+/// Scheduled runs of these: each may have hundreds of jobs that wait for the same time.
+const RUN_SLICE: usize = 8;
 
 /// Leases told of in one notice of a session, and kept for its next heartbeat.
 const LOST_MAX: usize = 1000;
@@ -71,7 +77,7 @@ impl Engine {
             }];
         }
         let mut needs = Vec::new();
-        for timer in self.schedule.due(now.wall, TIMERS_SLICE) {
+        for timer in self.due_timers(now) {
             needs.extend(self.needs_of_timer(&timer, facts));
         }
         for job in self.leases.timed_out(now.mono, SLICE) {
@@ -110,10 +116,27 @@ impl Engine {
         needs
     }
 
+    /// The timers that fire now, few of those that do much. What is left is due at once again.
+    fn due_timers(&self, now: Now) -> Vec<Timer> {
+        let mut timers = self.schedule.due(now.wall, TIMERS_SLICE);
+        let is_of_run = |(_, timer): &(usize, &Timer)| timer.what == TimerKind::RunDue;
+        // Jobs become ready in the order of their times: nothing goes by the runs that are left.
+        if let Some((nth, _)) = timers.iter().enumerate().filter(is_of_run).nth(RUN_SLICE) {
+            timers.truncate(nth);
+        }
+        let mut crons = 0;
+        timers.retain(|timer| {
+            crons += usize::from(timer.what == TimerKind::Cron);
+            timer.what != TimerKind::Cron || crons <= CRON_SLICE
+        });
+        timers
+    }
+
     fn needs_of_timer(&self, timer: &Timer, facts: &Facts) -> Vec<Need> {
         let job = JobId::from_bytes(timer.id);
         let need = match timer.what {
             TimerKind::Due => self.need_of_job(job, true),
+            TimerKind::RunDue => self.need_of_run_due(timer),
             TimerKind::Expire => return self.needs_to_withdraw(job, facts),
             TimerKind::Retention => self.need_of_removal(job, facts),
             TimerKind::UniqueTtl => self.need_of_ttl(timer),
@@ -137,20 +160,15 @@ impl Engine {
         self.wake_at_rates(now);
         // All that is due is looked up first, as `needs_of_tick` did: what one does must not bring
         // in another whose facts were not read.
-        let timers = self.schedule.due(now.wall, TIMERS_SLICE);
+        let timers = self.due_timers(now);
         let late = self.leases.timed_out(now.mono, SLICE);
         let lost = self.sessions.first_lost(now.mono);
         let stragglers = self.stragglers_due(now.mono, SLICE);
         let waits = self.waits.timed_out(now.mono, SLICE);
         let surplus = self.all_surplus(facts);
         let mut touched = Vec::new();
-        let mut crons = 0;
         for timer in timers {
-            crons += usize::from(timer.what == TimerKind::Cron);
-            // What is left is due at once again.
-            if timer.what != TimerKind::Cron || crons <= CRON_SLICE {
-                touched.extend(self.fire(now, timer, facts, outcome));
-            }
+            touched.extend(self.fire(now, timer, facts, outcome));
         }
         for job in late {
             self.time_out(now, job, facts, outcome);
@@ -235,13 +253,9 @@ impl Engine {
                 if record.state != JobState::Scheduled || record.run_at != Some(timer.at) {
                     return None;
                 }
-                let queue = record.queue;
-                self.count(queue, Some(JobState::Scheduled), Some(JobState::Ready));
-                let stand = (Some(JobState::Ready), None);
-                self.tell(now, EventName::Ready, &*record, stand);
-                self.make_ready_at_tail(record);
-                Some(queue)
+                Some(self.become_ready(now, record))
             }
+            TimerKind::RunDue => self.fire_run_due(now, &timer, facts),
             TimerKind::Retention => {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
                 // A timer of an earlier death, when the job was revived and died again.
@@ -277,6 +291,56 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// A scheduled job is due; its queue.
+    fn become_ready(&mut self, now: Now, record: Box<JobRecord>) -> QueueNumber {
+        let queue = record.queue;
+        self.count(queue, Some(JobState::Scheduled), Some(JobState::Ready));
+        let stand = (Some(JobState::Ready), None);
+        self.tell(now, EventName::Ready, &*record, stand);
+        self.make_ready_at_tail(record);
+        queue
+    }
+
+    /// What must be read before the jobs of a scheduled run are due, unless it is of the open group.
+    fn need_of_run_due(&self, timer: &Timer) -> Option<Need> {
+        let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
+        let is_open = self.group.runs.contains_key(&run);
+        (!is_open).then_some(Need::RunDue(run, timer.at))
+    }
+
+    /// Jobs of a scheduled run are due, all that have waited for this time; their queue.
+    fn fire_run_due(&mut self, now: Now, timer: &Timer, facts: &Facts) -> Option<QueueNumber> {
+        let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
+        // Those of a purged queue are not kept, swept or not.
+        self.queues.find(run.lane.queue)?;
+        let due = match facts.find(&Need::RunDue(run, timer.at)) {
+            Some(Fact::RunDue(due)) => due.clone()?,
+            Some(_) | None => {
+                let born = self.group.born_for(&run, timer.at);
+                RunDue {
+                    left: LeftRun::whole(run, 0),
+                    jobs: born.map(|(index, job)| (index, job.clone())).collect(),
+                }
+            }
+        };
+        for (index, job) in due.jobs {
+            let place = Place { run, index };
+            if self.has_left(&place) {
+                continue;
+            }
+            self.group.leave_scheduled(index, due.left);
+            let id = place.job_id(self.options.shard);
+            let record = JobRecord::scheduled(id, place, timer.at, job);
+            self.become_ready(now, Box::new(record));
+        }
+        Some(run.lane.queue)
+    }
+
+    /// The timer of the jobs of a scheduled run that wait for this time.
+    pub(crate) fn run_due(&self, run: RunKey, at: Timestamp) -> Timer {
+        Timer::run_due(self.options.shard, run, at)
     }
 
     fn look_at_producer(&mut self, now: Now, producer: ProducerNumber, facts: &Facts) {

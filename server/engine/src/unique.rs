@@ -340,7 +340,7 @@ impl Engine {
         }
         match self.stored(job, facts)? {
             StoredJob::Record(record) => record.content.clone(),
-            StoredJob::Packed { job, .. } => job.content.clone(),
+            StoredJob::Packed { job, .. } | StoredJob::Scheduled { job, .. } => job.content.clone(),
         }
     }
 

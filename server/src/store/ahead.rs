@@ -1,7 +1,7 @@
 //! Reads ahead: what a timer will ask for when it is due is read before that, so that nobody waits
 //! for the disk, nor for a page that is being flushed, while the engine is held.
 
-use ganger_engine::records::{Timer, TimerKind};
+use ganger_engine::records::{Place, Timer, TimerKind};
 use ganger_protocol::{JobId, Timestamp};
 
 use super::{
@@ -52,10 +52,10 @@ impl Store {
 
     /// Reads what a timer will ask for; `false` when there is no room for it.
     fn read_for(&self, timer: &Timer) -> Result<bool, StoreError> {
+        let job = JobId::from_bytes(timer.id);
         let key = match timer.what {
-            TimerKind::Due | TimerKind::Expire | TimerKind::Retention => {
-                Key::job(&JobId::from_bytes(timer.id))
-            }
+            TimerKind::Due | TimerKind::Expire | TimerKind::Retention => Key::job(&job),
+            TimerKind::RunDue => Key::run(&Place::of_birth(&job).run),
             TimerKind::UniqueTtl
             | TimerKind::BatchDeadline
             | TimerKind::PauseEnd

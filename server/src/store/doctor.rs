@@ -172,7 +172,9 @@ impl Examiner<'_> {
         self.each(Prefix::Acks, Self::acks)?;
         self.each(Prefix::Leases, Self::lease)?;
         self.each(Prefix::Outcome, Self::outcome)?;
+        self.each(Prefix::Left, Self::left)?;
         self.each(Prefix::Run, Self::run_row)?;
+        self.each(Prefix::ScheduledRun, Self::run_row)?;
         self.each(Prefix::Job, Self::job)?;
         self.each(Prefix::Batch, Self::batch)?;
         self.compare_batches();
@@ -194,7 +196,9 @@ impl Examiner<'_> {
             .into_iter()
             .skip_while(|it| *it != Prefix::Batch)
             .filter(|it| {
-                !matches!(it, Prefix::Batch | Prefix::Cron | Prefix::Limit) && !is_of_workflows(*it)
+                !matches!(it, Prefix::Batch | Prefix::Cron | Prefix::Limit)
+                    && !matches!(it, Prefix::ScheduledRun | Prefix::Left)
+                    && !is_of_workflows(*it)
             })
         {
             self.each(later, Self::unknown)?;
@@ -306,6 +310,13 @@ impl Examiner<'_> {
         Ok(())
     }
 
+    fn left(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let run = key.to_left().ok_or_else(|| bad_key(key))?;
+        let left = records::left(run, body).map_err(damaged(key))?;
+        self.left.insert(run, left);
+        self.vouched(key, &Key::run(&run), "its run")
+    }
+
     fn lease(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let part = super::part_of(key, Prefix::Leases)?;
         for row in records::leases(body).map_err(damaged(key))? {
@@ -359,8 +370,12 @@ impl Examiner<'_> {
                 run: run_key,
                 index,
             };
+            let at = match entry {
+                Entry::Scheduled(at, _) => Some(at),
+                Entry::Job(_) | Entry::Reference(_) => None,
+            };
             match entry {
-                Entry::Job(packed) => {
+                Entry::Job(packed) | Entry::Scheduled(_, packed) => {
                     let job = place.job_id(self.store.shard());
                     if self.store.read_value(&Key::job(&job))?.is_some() {
                         self.find(key, format!("job {job} is here, and has a record as well"));
@@ -368,14 +383,23 @@ impl Examiner<'_> {
                     if packed.spilled_parts > 0 && self.store.spilled(&job)?.is_none() {
                         self.find(key, format!("the content of job {job} is missing"));
                     }
-                    let state = self.state_by_lease(key, &job, None);
+                    let state = match at {
+                        Some(at) => {
+                            let timer = Timer::run_due(self.store.shard(), run_key, at);
+                            let what = format!("the timer of job {job}");
+                            self.vouched(key, &Key::timer(&timer), &what)?;
+                            JobState::Scheduled
+                        }
+                        None => self.state_by_lease(key, &job, None),
+                    };
+                    let lane = at.map_or(run_key.lane.lane, |_| 0);
                     let content = match packed.content {
                         Some(content) => Some(content),
                         None => self.store.spilled(&job)?,
                     };
                     if let Some(content) = content {
                         self.member(content.batch, batch::Standing::of_job(state, 0, 0));
-                        self.right_lane(key, &content, run_key.lane.queue, run_key.lane.lane);
+                        self.right_lane(key, &content, run_key.lane.queue, lane);
                         let standing = Standing {
                             content,
                             state,
@@ -647,6 +671,7 @@ impl Examiner<'_> {
                 };
                 (job.content, state, 0)
             }
+            Some(StoredJob::Scheduled { job, .. }) => (job.content, JobState::Scheduled, 0),
             None => return Ok(None),
         };
         Ok(content.map(|content| Standing {
@@ -725,6 +750,13 @@ impl Examiner<'_> {
             TimerKind::Due => self.known_record(&job)?.is_some_and(|job| {
                 job.state == JobState::Scheduled && job.run_at == Some(timer.at)
             }),
+            TimerKind::RunDue => {
+                let due = self.store.run_due(&Place::of_birth(&job).run, timer.at);
+                match due {
+                    Err(StoreError::Damaged { .. }) => false,
+                    due => due?.is_some_and(|due| !due.jobs.is_empty()),
+                }
+            }
             TimerKind::Retention => self
                 .known_record(&job)?
                 .is_some_and(|job| job.closed_at.is_some() && job.run_at == Some(timer.at)),
@@ -791,7 +823,8 @@ impl Examiner<'_> {
                     false => job.spilled_parts,
                 }
             }
-            (Some(StoredJob::Packed { .. }) | None, _) => 0,
+            (Some(StoredJob::Scheduled { job, .. }), BlobKind::Content) => job.spilled_parts,
+            (Some(StoredJob::Packed { .. } | StoredJob::Scheduled { .. }) | None, _) => 0,
         };
         if part >= parts {
             self.find(key, "no job has it");

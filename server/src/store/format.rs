@@ -13,7 +13,7 @@ use std::{
 use super::StoreError;
 
 /// The format of everything in a shard's directory. Another one is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";

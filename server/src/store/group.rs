@@ -127,6 +127,10 @@ impl Encoder {
                 self.put(Key::run(key), |out| records::put_run(out, run))?;
             }
             Change::DeleteRun(key) => self.delete(Key::run(key)),
+            Change::PutLeft(left) => {
+                self.put(Key::left(&left.run), |out| records::put_left(out, left))?;
+            }
+            Change::DeleteLeft(run) => self.delete(Key::left(run)),
             Change::PutAcks(part, rows) => {
                 self.put(Key::acks(part), |out| records::put_acks(out, rows))?;
             }

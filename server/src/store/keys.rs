@@ -59,11 +59,15 @@ pub enum Prefix {
     Lane = 0x26,
     /// Job id that waits · job id that is waited for: the same edges again.
     Wait = 0x28,
+    /// As of [`Run`](Self::Run): a run of jobs that were pushed for later.
+    ScheduledRun = 0x29,
+    /// As of [`ScheduledRun`](Self::ScheduledRun): what left it.
+    Left = 0x2a,
 }
 
 impl Prefix {
     /// Every prefix, in the order of the keys.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Meta,
         Self::Run,
         Self::Acks,
@@ -83,6 +87,8 @@ impl Prefix {
         Self::Limit,
         Self::Lane,
         Self::Wait,
+        Self::ScheduledRun,
+        Self::Left,
     ];
 
     /// The prefix with this number.
@@ -112,14 +118,19 @@ impl Prefix {
             | Self::Unique
             | Self::Node
             | Self::Edge
-            | Self::Wait => false,
+            | Self::Wait
+            | Self::ScheduledRun
+            | Self::Left => false,
         }
     }
 
     /// Whether a key of this kind is put once in its life: then a put that is deleted before it
     /// reached the table leaves nothing to do there.
     pub const fn is_written_once(self) -> bool {
-        matches!(self, Self::Run | Self::Acks | Self::Leases)
+        matches!(
+            self,
+            Self::Run | Self::ScheduledRun | Self::Acks | Self::Leases
+        )
     }
 }
 
@@ -231,12 +242,28 @@ impl Key {
 
     /// The begin of all runs of a lane.
     pub fn lane_runs(lane: &Lane) -> Self {
-        Self::priority_runs(lane.queue, lane.priority).with(&lane.lane.to_be_bytes())
+        let prefix = match lane.is_scheduled() {
+            true => Prefix::ScheduledRun,
+            false => Prefix::Run,
+        };
+        Self::of_lane(prefix, lane)
+    }
+
+    fn of_lane(prefix: Prefix, lane: &Lane) -> Self {
+        Self::of(prefix)
+            .with(&lane.queue.0.to_be_bytes())
+            .with(&[u8::MAX - lane.priority])
+            .with(&lane.lane.to_be_bytes())
     }
 
     /// A run.
     pub fn run(run: &RunKey) -> Self {
         Self::lane_runs(&run.lane).with(&run.position.to_be_bytes())
+    }
+
+    /// What left a scheduled run.
+    pub fn left(run: &RunKey) -> Self {
+        Self::of_lane(Prefix::Left, &run.lane).with(&run.position.to_be_bytes())
     }
 
     fn part(prefix: Prefix, part: &PartKey) -> Self {
@@ -309,6 +336,11 @@ impl Key {
     /// The beginning of all runs of a queue.
     pub fn queue_runs(queue: QueueNumber) -> Self {
         Self::of(Prefix::Run).with(&queue.0.to_be_bytes())
+    }
+
+    /// The beginning of all scheduled runs of a queue.
+    pub fn queue_scheduled_runs(queue: QueueNumber) -> Self {
+        Self::of(Prefix::ScheduledRun).with(&queue.0.to_be_bytes())
     }
 
     /// The beginning of all runs of a queue of one priority.
@@ -409,9 +441,21 @@ impl Key {
             .with(&lane.to_be_bytes())
     }
 
-    /// What a key of a run names.
+    /// What a key of a run names, scheduled or not.
     pub fn to_run(&self) -> Option<RunKey> {
-        let mut rest = self.rest(Prefix::Run)?;
+        let run = self
+            .run_under(Prefix::Run)
+            .filter(|run| !run.lane.is_scheduled());
+        run.or_else(|| self.run_under(Prefix::ScheduledRun))
+    }
+
+    /// The run that a key of what left it names.
+    pub fn to_left(&self) -> Option<RunKey> {
+        self.run_under(Prefix::Left)
+    }
+
+    fn run_under(&self, prefix: Prefix) -> Option<RunKey> {
+        let mut rest = self.rest(prefix)?;
         let run = RunKey {
             lane: Lane {
                 queue: QueueNumber(take_u32(&mut rest)?),
@@ -679,7 +723,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_prefix_is_behind_all_of_it() {
-        let lane = run(u32::MAX, 0, u64::MAX, 0).lane;
+        let lane = run(u32::MAX, 0, u64::MAX - 1, 0).lane;
         let begin = Key::lane_runs(&lane);
         let last = Key::run(&RunKey {
             lane,
@@ -706,6 +750,12 @@ mod tests {
         fn a_run_reads_back_from_its_key(q: u32, p in 0_u8..10, l: u64, at: u64) {
             let run = run(q, p, l, at);
             prop_assert_eq!(Key::run(&run).to_run(), Some(run));
+            let lane = Lane { lane: Lane::SCHEDULED, ..run.lane };
+            let run = RunKey { lane, ..run };
+            prop_assert_eq!(Key::run(&run).to_run(), Some(run));
+            prop_assert_eq!(Key::run(&run).prefix(), Some(Prefix::ScheduledRun));
+            prop_assert_eq!(Key::left(&run).to_left(), Some(run));
+            prop_assert_eq!(Key::left(&run).to_run(), None);
         }
 
         #[test]

@@ -158,12 +158,15 @@ impl Overlay {
         }
     }
 
-    /// The table has got something else at these keys; a layer still has it, too.
+    /// The table has got something else at these keys; a layer still has it, too. Whatever a scheduled
+    /// run was read for has happened when something has left it.
     pub(super) fn forget_ahead(&mut self, batch: &[(Key, Option<Bytes>)]) {
         if self.ahead.is_empty() {
             return;
         }
-        for (key, _) in batch {
+        let runs = batch.iter().filter_map(|(key, _)| key.to_left());
+        let runs = runs.map(|run| Key::run(&run)).collect::<Vec<_>>();
+        for key in batch.iter().map(|(key, _)| key).chain(&runs) {
             if let Some(value) = self.ahead.remove(key) {
                 self.ahead_bytes -= ENTRY_BYTES + value.len();
             }

@@ -7,10 +7,10 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 use ganger_engine::{
-    facts::{Fact, HeadEntry, HeadRow, Heads, Need},
+    facts::{Fact, HeadEntry, HeadRow, Heads, Need, RunDue},
     records::{
-        BatchRecord, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, Place,
-        ProducerNumber, QueueNumber, RunKey, StoredJob, Timer, UniqueKey, UniqueRecord,
+        BatchRecord, Bits, BlobKind, Closed, Content, Entry, GroupNumber, JobRecord, Lane, LeftRun,
+        Place, ProducerNumber, QueueNumber, RunKey, StoredJob, Timer, UniqueKey, UniqueRecord,
     },
 };
 use ganger_protocol::{
@@ -75,6 +75,7 @@ impl Store {
                 after,
                 max,
             } => self.lanes(queue, priority, after, max),
+            Need::RunDue(run, at) => self.run_due(&run, at).map(Fact::RunDue),
             Need::Timers { after, max } => self.timers(after.as_ref(), max),
             Need::Producer(producer) => self.producer(producer).map(Fact::Producer),
             Need::Outcome { producer, slot } => {
@@ -340,9 +341,44 @@ impl Store {
         job: &JobId,
         content: bool,
     ) -> Result<Option<StoredJob>, StoreError> {
+        let place = Place::of_birth(job);
+        // It leaves its scheduled run for a record: so this is looked at first.
+        if place.run.lane.is_scheduled() {
+            let left = self.left_of(&place.run)?;
+            if left.is_none_or(|left| !left.left.contains(place.index))
+                && let Some(born) = self.born(job, content)?
+                && let Entry::Scheduled(at, job) = born.entry
+            {
+                let left = left.unwrap_or_else(|| LeftRun::whole(place.run, born.run_entries));
+                let peers = born.peers;
+                return Ok(Some(StoredJob::Scheduled {
+                    at,
+                    job,
+                    left,
+                    peers,
+                }));
+            }
+        }
         if let Some(record) = self.job_record(job, content)? {
             return Ok(Some(StoredJob::Record(Box::new(record))));
         }
+        Ok(match self.born(job, content)? {
+            Some(Born {
+                group,
+                run_entries,
+                entry: Entry::Job(job),
+                ..
+            }) => Some(StoredJob::Packed {
+                group,
+                run_entries,
+                job,
+            }),
+            Some(_) | None => None,
+        })
+    }
+
+    /// How a job was born; `None` when its run is gone.
+    fn born(&self, job: &JobId, content: bool) -> Result<Option<Born>, StoreError> {
         let place = Place::of_birth(job);
         if place.run.lane.priority > ganger_protocol::limits::PRIORITY_MAX {
             return Ok(None);
@@ -353,17 +389,67 @@ impl Store {
         };
         let (group, body) = self.open_record(&key, &value)?;
         let (run_entries, entry) = records::run_entry(body, place.index).map_err(damaged(&key))?;
-        let Some(Entry::Job(mut packed)) = entry else {
+        let Some(mut entry) = entry else {
             return Ok(None);
         };
-        if content && packed.spilled_parts > 0 {
+        if let Some(packed) = entry.job_mut()
+            && content
+            && packed.spilled_parts > 0
+        {
             packed.content = self.spilled(job)?;
         }
-        Ok(Some(StoredJob::Packed {
+        let peers = match entry {
+            Entry::Scheduled(at, _) => records::due_at(body, at).map_err(damaged(&key))?.1,
+            Entry::Job(_) | Entry::Reference(_) => Bits::default(),
+        };
+        Ok(Some(Born {
             group,
             run_entries,
-            job: packed,
+            entry,
+            peers,
         }))
+    }
+
+    /// The jobs of a scheduled run that wait for a time, and have not left it.
+    pub(super) fn run_due(
+        &self,
+        run: &RunKey,
+        at: Timestamp,
+    ) -> Result<Option<RunDue>, StoreError> {
+        let left = self.left_of(run)?;
+        let key = Key::run(run);
+        let Some(value) = self.read_value(&key)? else {
+            return Ok(None);
+        };
+        let (_, body) = self.open_record(&key, &value)?;
+        let (entries, peers) = records::due_at(body, at).map_err(damaged(&key))?;
+        let left = left.unwrap_or_else(|| LeftRun::whole(*run, entries));
+        let mut jobs = Vec::new();
+        for index in 0..entries {
+            if !peers.contains(index) || left.left.contains(index) {
+                continue;
+            }
+            let (_, entry) = records::run_entry(body, index).map_err(damaged(&key))?;
+            let Some(Entry::Scheduled(_, mut job)) = entry else {
+                continue;
+            };
+            if job.spilled_parts > 0 {
+                let id = Place { run: *run, index }.job_id(self.options.shard);
+                job.content = self.spilled(&id)?;
+            }
+            jobs.push((index, job));
+        }
+        Ok(Some(RunDue { left, jobs }))
+    }
+
+    /// What left a scheduled run, when anything did.
+    pub(super) fn left_of(&self, run: &RunKey) -> Result<Option<LeftRun>, StoreError> {
+        let key = Key::left(run);
+        let Some(value) = self.read_value(&key)? else {
+            return Ok(None);
+        };
+        let (_, body) = self.open_record(&key, &value)?;
+        records::left(*run, body).map(Some).map_err(damaged(&key))
     }
 
     /// Entries of a run; `None` when there is no such run.
@@ -437,8 +523,12 @@ impl Store {
         let (group, body) = self.open_record(key, value)?;
         let run = records::run(body).map_err(damaged(key))?;
         let run_entries = u8::try_from(run.entries.len()).unwrap_or(u8::MAX);
+        let left = match run_key.lane.is_scheduled() {
+            true => self.left_of(&run_key)?,
+            false => None,
+        };
         let mut bytes = body.len();
-        for (index, entry) in (0_u8..).zip(run.entries) {
+        for (index, mut entry) in (0_u8..).zip(run.entries) {
             if after.is_some_and(|after| (run_key.position, index) <= after) {
                 continue;
             }
@@ -446,14 +536,16 @@ impl Store {
                 run: run_key,
                 index,
             };
+            if left.is_some_and(|left| left.left.contains(index)) {
+                continue;
+            }
+            if let Some(job) = entry.job_mut().filter(|job| job.spilled_parts > 0) {
+                job.content = self.spilled(&place.job_id(self.options.shard))?;
+                bytes += job.content.as_ref().map_or(0, |it| it.bound_bytes());
+            }
             let entry = match entry {
-                Entry::Job(mut job) => {
-                    if job.spilled_parts > 0 {
-                        job.content = self.spilled(&place.job_id(self.options.shard))?;
-                        bytes += job.content.as_ref().map_or(0, |it| it.bound_bytes());
-                    }
-                    HeadEntry::Packed(job)
-                }
+                Entry::Job(job) => HeadEntry::Packed(job),
+                Entry::Scheduled(at, job) => HeadEntry::Scheduled(at, job),
                 Entry::Reference(job) => {
                     let record = self.job_record(&job, true)?;
                     let content = record.as_ref().and_then(|record| record.content.as_ref());
@@ -576,6 +668,16 @@ impl Store {
         });
         rows.collect()
     }
+}
+
+/// How a job was born in its run.
+struct Born {
+    /// The group that wrote the run.
+    group: GroupNumber,
+    run_entries: u8,
+    entry: Entry,
+    /// In a scheduled run, all entries that wait for the same time.
+    peers: Bits,
 }
 
 /// How far the heads of a lane are read.

@@ -499,6 +499,8 @@ pub(super) fn optional(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed
 const ENTRY_REFERENCE: u8 = 0;
 const ENTRY_INLINE: u8 = 1;
 const ENTRY_BARE: u8 = 2;
+const ENTRY_SCHEDULED_INLINE: u8 = 3;
+const ENTRY_SCHEDULED_BARE: u8 = 4;
 
 /// Appends a run: the count, then each entry with the two bytes of its length before it, so that
 /// one can be found without reading the others.
@@ -517,20 +519,25 @@ pub fn put_run(out: &mut Vec<u8>, run: &Run) {
 }
 
 fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
-    let job = match entry {
+    let (job, at) = match entry {
         Entry::Reference(job) => {
             out.push(ENTRY_REFERENCE);
             out.extend_from_slice(job.as_bytes());
             return;
         }
-        Entry::Job(job) => job,
+        Entry::Job(job) => (job, None),
+        Entry::Scheduled(at, job) => (job, Some(at)),
     };
     let inline = job.content.as_ref().filter(|_| job.spilled_parts == 0);
-    out.push(if inline.is_some() {
-        ENTRY_INLINE
-    } else {
-        ENTRY_BARE
+    out.push(match (at, inline) {
+        (None, Some(_)) => ENTRY_INLINE,
+        (None, None) => ENTRY_BARE,
+        (Some(_), Some(_)) => ENTRY_SCHEDULED_INLINE,
+        (Some(_), None) => ENTRY_SCHEDULED_BARE,
     });
+    if let Some(at) = at {
+        put_varint(out, at.0);
+    }
     put_varint(out, job.pushed_at.0);
     match inline {
         Some(content) => put_content(out, content),
@@ -540,22 +547,39 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 
 fn entry(body: &[u8]) -> Result<Entry, Malformed> {
     let mut reader = Reader(body);
-    let entry = match reader.u8()? {
-        ENTRY_REFERENCE => Entry::Reference(job_id(&mut reader)?),
-        ENTRY_INLINE => Entry::Job(PackedJob {
-            pushed_at: Timestamp(reader.varint()?),
-            spilled_parts: 0,
-            content: Some(Arc::new(content(&mut reader)?)),
-        }),
-        ENTRY_BARE => Entry::Job(PackedJob {
-            pushed_at: Timestamp(reader.varint()?),
-            spilled_parts: reader.narrow()?,
-            content: None,
-        }),
+    let fields = &mut reader;
+    let entry = match fields.u8()? {
+        ENTRY_REFERENCE => Entry::Reference(job_id(fields)?),
+        ENTRY_INLINE => Entry::Job(inline_job(fields)?),
+        ENTRY_BARE => Entry::Job(bare_job(fields)?),
+        ENTRY_SCHEDULED_INLINE => {
+            let at = Timestamp(fields.varint()?);
+            Entry::Scheduled(at, inline_job(fields)?)
+        }
+        ENTRY_SCHEDULED_BARE => {
+            let at = Timestamp(fields.varint()?);
+            Entry::Scheduled(at, bare_job(fields)?)
+        }
         _ => return Err(Malformed("an entry is of no known form")),
     };
     reader.end()?;
     Ok(entry)
+}
+
+fn inline_job(reader: &mut Reader<'_>) -> Result<PackedJob, Malformed> {
+    Ok(PackedJob {
+        pushed_at: Timestamp(reader.varint()?),
+        spilled_parts: 0,
+        content: Some(Arc::new(content(reader)?)),
+    })
+}
+
+fn bare_job(reader: &mut Reader<'_>) -> Result<PackedJob, Malformed> {
+    Ok(PackedJob {
+        pushed_at: Timestamp(reader.varint()?),
+        spilled_parts: reader.narrow()?,
+        content: None,
+    })
 }
 
 fn entry_body<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
@@ -591,6 +615,24 @@ pub fn run_entry(body: &[u8], index: u8) -> Result<(u8, Option<Entry>), Malforme
         entry_body(&mut reader)?;
     }
     Ok((count, Some(entry(entry_body(&mut reader)?)?)))
+}
+
+/// Reads how many entries a scheduled run has, and which of them wait for a time.
+///
+/// # Errors
+/// [`Malformed`] when it is not a run.
+pub fn due_at(body: &[u8], due: Timestamp) -> Result<(u8, Bits), Malformed> {
+    let mut reader = Reader(body);
+    let count = reader.u8()?;
+    let mut entries = Bits::default();
+    for index in 0..count {
+        let mut fields = Reader(entry_body(&mut reader)?);
+        let is_scheduled = matches!(fields.u8()?, ENTRY_SCHEDULED_INLINE | ENTRY_SCHEDULED_BARE);
+        if is_scheduled && fields.varint()? == due.0 {
+            entries.insert(index);
+        }
+    }
+    Ok((count, entries))
 }
 
 // Job record: which of the optional fields follow.
@@ -818,6 +860,27 @@ pub fn acks(body: &[u8]) -> Result<Vec<LeftRun>, Malformed> {
         .collect::<Result<_, _>>()?;
     reader.end()?;
     Ok(rows)
+}
+
+/// Appends what left a scheduled run, which stands in the key.
+pub fn put_left(out: &mut Vec<u8>, left: &LeftRun) {
+    out.push(left.entries);
+    put_bits(out, &left.left);
+}
+
+/// Reads what left a scheduled run.
+///
+/// # Errors
+/// [`Malformed`] when it is not that.
+pub fn left(run: RunKey, body: &[u8]) -> Result<LeftRun, Malformed> {
+    let mut reader = Reader(body);
+    let left = LeftRun {
+        run,
+        entries: reader.u8()?,
+        left: bits(&mut reader)?,
+    };
+    reader.end()?;
+    Ok(left)
 }
 
 /// The bytes of a set, lowest entry first, without the empty ones at its end.

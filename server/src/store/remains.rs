@@ -30,6 +30,11 @@ impl Store {
                 let after = after.map(|run| Key::run(&run));
                 self.remaining_runs(after.map_or(span, |after| span.behind(&after)), max)?
             }
+            Stage::Scheduled(after) => {
+                let span = Span::of(Key::queue_scheduled_runs(queue));
+                let after = after.map(|run| Key::run(&run));
+                self.remaining_runs(after.map_or(span, |after| span.behind(&after)), max)?
+            }
             Stage::Jobs(after) => {
                 let span = Span::of(Key::queue_jobs(self.shard(), queue));
                 let after = after.map(|job| Key::job(&job));

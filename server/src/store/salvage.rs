@@ -17,7 +17,7 @@ use ganger_engine::{
     workflow::timer,
 };
 use ganger_protocol::{
-    JobId,
+    JobId, Timestamp,
     job::{JobError, JobState},
 };
 
@@ -87,7 +87,7 @@ pub fn head(store: &Store) -> Result<HeadRecord, StoreError> {
         return Ok(head);
     }
     let mut head = HeadRecord {
-        wall: ganger_protocol::Timestamp(0),
+        wall: Timestamp(0),
         position_high: ganger_engine::POSITION_START,
         position_low: ganger_engine::POSITION_START,
         reserved: 1,
@@ -99,12 +99,14 @@ pub fn head(store: &Store) -> Result<HeadRecord, StoreError> {
         head.position_low = head.position_low.min(position);
         head.next_queue = head.next_queue.max(queue.saturating_add(1));
     };
-    store.scan_all(Prefix::Run, |key, _| {
-        if let Some(run) = key.to_run() {
-            seen(&Place { run, index: 0 });
-        }
-        Ok(())
-    })?;
+    for prefix in [Prefix::Run, Prefix::ScheduledRun] {
+        store.scan_all(prefix, |key, _| {
+            if let Some(run) = key.to_run() {
+                seen(&Place { run, index: 0 });
+            }
+            Ok(())
+        })?;
+    }
     store.scan_all(Prefix::Job, |key, _| {
         if let Some(job) = key.to_job() {
             seen(&Place::of_birth(&job));
@@ -156,7 +158,9 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     teller.each(Prefix::Batch, Teller::batch)?;
     teller.each(Prefix::Node, Teller::node)?;
     teller.each(Prefix::Acks, Teller::acks)?;
+    teller.each(Prefix::Left, Teller::left)?;
     teller.each(Prefix::Run, Teller::run)?;
+    teller.each(Prefix::ScheduledRun, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
     teller.each(Prefix::Outcome, Teller::outcome)?;
     teller.each(Prefix::Limit, Teller::limit)?;
@@ -212,6 +216,13 @@ impl Teller<'_> {
         Ok(())
     }
 
+    fn left(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
+        let run = key.to_left().ok_or_else(|| bad_key(key))?;
+        let left = records::left(run, body).map_err(damaged(key))?;
+        self.left.insert(run, left);
+        Ok(())
+    }
+
     fn run(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let run_key = key.to_run().ok_or_else(|| bad_key(key))?;
         if self.purged.contains(&run_key.lane.queue) {
@@ -228,7 +239,8 @@ impl Teller<'_> {
                 index,
             };
             let told = match entry {
-                Entry::Job(packed) => self.packed(place, packed),
+                Entry::Job(packed) => self.packed(place, None, packed),
+                Entry::Scheduled(at, packed) => self.packed(place, Some(at), packed),
                 Entry::Reference(job) => self.referenced(place, &job),
             };
             match told {
@@ -239,7 +251,12 @@ impl Teller<'_> {
         Ok(())
     }
 
-    fn packed(&mut self, place: Place, mut packed: PackedJob) -> Result<(), StoreError> {
+    fn packed(
+        &mut self,
+        place: Place,
+        at: Option<Timestamp>,
+        mut packed: PackedJob,
+    ) -> Result<(), StoreError> {
         let id = place.job_id(self.store.shard());
         if self.store.read_value(&Key::job(&id))?.is_some() {
             // Its record says more.
@@ -252,7 +269,13 @@ impl Teller<'_> {
             self.listener.lost(format!("job {id}: its content is gone"));
             return Ok(());
         }
-        let record = JobRecord::fresh(id, place, packed);
+        let record = match at {
+            Some(at) => JobRecord {
+                place: None,
+                ..JobRecord::scheduled(id, place, at, packed)
+            },
+            None => JobRecord::fresh(id, place, packed),
+        };
         self.listener.told(Told::Job(Box::new(WholeJob {
             record,
             errors: Vec::new(),

@@ -49,16 +49,81 @@ impl Store {
             if newest_first {
                 span.order = Order::Descending;
             }
-            if let Some(key) = after.and_then(|after| key_of(&after)) {
+            if let (JobState::Scheduled, Some(Position::Timer(after))) = (walk.state, after)
+                && after.what == TimerKind::RunDue
+            {
+                // The rest of its run comes first.
+                let row = Key::timer(&self.row_of(&after));
+                match newest_first {
+                    false => span.from = span.from.max(row),
+                    true => span.to = span.to.min(row.after()),
+                }
+            } else if let Some(key) = after.and_then(|after| key_of(&after)) {
                 span = span.behind(&key);
             }
-            let page = self.scan(span, max)?;
-            let rows = page.iter().map(|(key, _)| spot_of(key));
-            Ok(Spots {
-                at_end: page.len() < max,
-                rows: rows.collect::<Result<_, _>>()?,
-            })
+            let mut spots = Spots::default();
+            // The jobs of a timer may all have left by now.
+            while spots.rows.is_empty() && !spots.at_end {
+                let page = self.scan(span, max)?;
+                spots.at_end = page.len() < max;
+                for (key, _) in &page {
+                    if spots.rows.len() >= max {
+                        spots.at_end = false;
+                        break;
+                    }
+                    let spot = spot_of(key)?;
+                    match spot.position {
+                        Position::Timer(timer) if timer.what == TimerKind::RunDue => {
+                            self.push_run_due(&mut spots, timer, newest_first, after)?;
+                        }
+                        _ => spots.rows.push(spot),
+                    }
+                    span = span.behind(key);
+                }
+            }
+            Ok(spots)
         })
+    }
+
+    /// The timer as it is written of which a position names one job.
+    fn row_of(&self, position: &Timer) -> Timer {
+        let run = Place::of_birth(&JobId::from_bytes(position.id)).run;
+        Timer::run_due(self.shard(), run, position.at)
+    }
+
+    /// The jobs of a scheduled run that wait for a time, behind a position: each has that of a timer of
+    /// its own.
+    fn push_run_due(
+        &self,
+        spots: &mut Spots,
+        timer: Timer,
+        newest_first: bool,
+        after: Option<Position>,
+    ) -> Result<(), StoreError> {
+        let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
+        let due = self.run_due(&run, timer.at)?;
+        let jobs = due.into_iter().flat_map(|due| due.jobs);
+        let mut rows: Vec<Spot> = jobs
+            .map(|(index, _)| {
+                let job = Place { run, index }.job_id(self.shard());
+                let id = *job.as_bytes();
+                Spot {
+                    position: Position::Timer(Timer { id, ..timer }),
+                    job: Some(job),
+                }
+            })
+            .collect();
+        rows.retain(|spot| {
+            after.is_none_or(|after| match newest_first {
+                false => spot.position > after,
+                true => spot.position < after,
+            })
+        });
+        if newest_first {
+            rows.reverse();
+        }
+        spots.rows.append(&mut rows);
+        Ok(())
     }
 
     /// Entries of runs in their order, or the other way round.
@@ -122,7 +187,7 @@ impl Store {
 
     fn spot_in_run(&self, place: Place, entry: &Entry) -> Spot {
         let job = match entry {
-            Entry::Job(_) => place.job_id(self.shard()),
+            Entry::Job(_) | Entry::Scheduled(..) => place.job_id(self.shard()),
             Entry::Reference(job) => *job,
         };
         Spot {
@@ -181,7 +246,8 @@ pub fn spot_of(key: &Key) -> Result<Spot, StoreError> {
     let spot = match key.prefix() {
         Some(Prefix::Timer) => key.to_timer().map(|timer| Spot {
             position: Position::Timer(timer),
-            job: (timer.what == TimerKind::Due).then(|| JobId::from_bytes(timer.id)),
+            job: matches!(timer.what, TimerKind::Due | TimerKind::RunDue)
+                .then(|| JobId::from_bytes(timer.id)),
         }),
         Some(Prefix::Closed) => key.to_closed().map(|row| Spot {
             position: Position::Closed(row),

@@ -3,6 +3,7 @@
 mod backups;
 mod damage;
 mod directories;
+mod lists;
 mod model;
 mod parts;
 mod reads;

@@ -17,6 +17,7 @@ mod purge;
 mod reschedule;
 mod retention;
 mod retries;
+mod scheduled;
 mod sessions;
 mod settings;
 mod storage;

@@ -27,7 +27,11 @@ impl Examiner<'_> {
     ) -> Result<(), StoreError> {
         for (entry, index) in record.entries.into_iter().zip(0_u8..) {
             let has_left = left.is_some_and(|left| left.left.contains(index));
-            let Entry::Job(packed) = entry else { continue };
+            let (packed, state) = match entry {
+                Entry::Job(packed) => (packed, JobState::Ready),
+                Entry::Scheduled(_, packed) => (packed, JobState::Scheduled),
+                Entry::Reference(_) => continue,
+            };
             if has_left {
                 continue;
             }
@@ -37,7 +41,7 @@ impl Examiner<'_> {
                 None => self.store.spilled(&job)?,
             };
             if let Some(content) = content {
-                self.member(content.batch, Standing::of_job(JobState::Ready, 0, 0));
+                self.member(content.batch, Standing::of_job(state, 0, 0));
             }
         }
         Ok(())

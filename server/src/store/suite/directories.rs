@@ -35,10 +35,10 @@ fn another_format_is_refused() {
     let place = Directory::new();
     place.kill(place.open().0);
     let current = place.0.path().join("CURRENT");
-    fs::write(&current, "ganger 3\ndata-000001\n").unwrap();
+    fs::write(&current, "ganger 4\ndata-000001\n").unwrap();
     let error = open(place.0.path());
-    assert!(matches!(error, StoreError::Format { found: 3, known: 2 }));
-    for text in ["", "ganger\n", "ganger 2\n../x\n", "ganger 2\ndata-\n"] {
+    assert!(matches!(error, StoreError::Format { found: 4, known: 3 }));
+    for text in ["", "ganger\n", "ganger 3\n../x\n", "ganger 3\ndata-\n"] {
         fs::write(&current, text).unwrap();
         let error = open(place.0.path());
         assert!(matches!(error, StoreError::Foreign { .. }), "{text:?}");
@@ -63,7 +63,7 @@ fn a_creation_that_was_cut_short_begins_again() {
         }
         place.kill(place.open().0);
         let current = fs::read_to_string(place.0.path().join("CURRENT")).unwrap();
-        assert_eq!(current, "ganger 2\ndata-000001\n");
+        assert_eq!(current, "ganger 3\ndata-000001\n");
     }
 }
 

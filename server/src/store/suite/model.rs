@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use ganger_engine::{
     change::{Change, Group},
-    records::{BlobKind, Closed, GroupNumber, PartKey, ProducerNumber, Timer, TimerKind},
+    records::{BlobKind, Closed, GroupNumber, LeftRun, PartKey, ProducerNumber, Timer, TimerKind},
 };
 use ganger_protocol::{SessionId, Timestamp, job::JobState};
 use proptest::{prelude::*, sample::Index};
@@ -13,8 +13,9 @@ use proptest::{prelude::*, sample::Index};
 use super::{
     Directory, Memory, Place, commit,
     samples::{
-        any_acks, any_error, any_head, any_job_record, any_leases, any_outcome, any_queue,
-        any_session, content, job_id, run_key, run_of,
+        any_acks, any_error, any_head, any_job_record, any_leases, any_left, any_outcome,
+        any_queue, any_session, content, job_id, run_key, run_of, scheduled_run_key,
+        scheduled_run_of,
     },
 };
 use crate::store::{
@@ -156,6 +157,14 @@ pub(super) fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         4 => (position(), 1_u8..9).prop_map(|(at, n)| Change::PutRun(run_key(at), run_of(n, n))),
         4 => position().prop_map(|at| Change::DeleteRun(run_key(at))),
+        2 => (position(), 1_u8..9).prop_map(|(at, n)| {
+            Change::PutRun(scheduled_run_key(at), scheduled_run_of(n, n))
+        }),
+        2 => position().prop_map(|at| Change::DeleteRun(scheduled_run_key(at))),
+        2 => (position(), any_left()).prop_map(|(at, left)| {
+            Change::PutLeft(LeftRun { run: scheduled_run_key(at), ..left })
+        }),
+        2 => position().prop_map(|at| Change::DeleteLeft(scheduled_run_key(at))),
         1 => (position(), any_acks()).prop_map(move |(at, rows)| Change::PutAcks(part(at), rows)),
         1 => position().prop_map(move |at| Change::DeleteAcks(part(at))),
         1 => (position(), any_leases()).prop_map(move |(at, r)| Change::PutLeases(part(at), r)),

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use ganger_engine::{
     change::Change,
-    facts::{Fact, HeadEntry, Heads, Need},
+    facts::{Fact, HeadEntry, Heads, Need, Remain, RunDue, Stage},
     records::{
-        BlobKind, Closed, Entry, GroupNumber, JobProgress, JobRecord, LeaseRecord, OutcomeRange,
-        OutcomeRecord, PackedJob, PartKey, ProducerNumber, Run, SessionRecord, StoredJob, Timer,
-        TimerKind, VALUE_BYTES_MAX, blob_parts, bytes_parts,
+        Bits, BlobKind, Closed, Entry, GroupNumber, JobProgress, JobRecord, LeaseRecord, LeftRun,
+        OutcomeRange, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, Run, SessionRecord,
+        StoredJob, Timer, TimerKind, VALUE_BYTES_MAX, blob_parts, bytes_parts,
     },
 };
 use ganger_protocol::{
@@ -17,7 +17,7 @@ use ganger_protocol::{
 
 use super::{
     checkpoint, commit, each, find, job_id,
-    samples::{content, lane, packed, place, run_key, run_of},
+    samples::{content, lane, packed, place, run_key, run_of, scheduled_run_key, scheduled_run_of},
 };
 use crate::store::{Store, StoreError, memory::MemoryDisk};
 
@@ -253,6 +253,102 @@ fn a_record_comes_before_the_run_of_birth_and_a_reference_brings_it() {
             .remove(0)
             .entry;
         assert_eq!(entry, HeadEntry::Reference(ready.id, None));
+    });
+}
+
+#[test]
+fn a_job_is_in_its_scheduled_run_until_it_has_left() {
+    each(|on| {
+        let (store, _) = on.open();
+        let run = scheduled_run_key(1);
+        let whole = LeftRun::whole(run, 3);
+        let place = |index| Place { run, index };
+        let find = |index| {
+            let need = Need::Job {
+                job: place(index).job_id(0),
+                content: true,
+            };
+            match store.read(&need).unwrap() {
+                Fact::Job(job) => job,
+                other => panic!("{other:?}"),
+            }
+        };
+        let remaining = || {
+            let need = Need::Remains {
+                queue: run.lane.queue,
+                stage: Stage::Scheduled(None),
+                max: 100,
+            };
+            match store.read(&need).unwrap() {
+                Fact::Remains { rows, at_end: true } => rows,
+                other => panic!("{other:?}"),
+            }
+        };
+        let put = Change::PutRun(run, scheduled_run_of(7, 3));
+        commit(&store, 1, vec![put]);
+        let lanes = Need::Lanes {
+            queue: run.lane.queue,
+            priority: run.lane.priority,
+            after: 0,
+            max: 9,
+        };
+        let none = Fact::Lanes {
+            lanes: Vec::new(),
+            at_end: true,
+        };
+        assert_eq!(store.read(&lanes).unwrap(), none);
+        let mut left = whole;
+        left.left.insert(1);
+        for (group, left) in [(1, whole), (2, left)] {
+            if group > 1 {
+                commit(&store, group, vec![Change::PutLeft(left)]);
+            }
+            for _ in 0..2 {
+                let at = Timestamp(3);
+                let job = packed(vec![7, 2]);
+                let there = StoredJob::Scheduled {
+                    at,
+                    job: job.clone(),
+                    left,
+                    peers: Bits::of([2]),
+                };
+                assert_eq!(find(2), Some(there));
+                let due = |at| store.read(&Need::RunDue(run, Timestamp(at))).unwrap();
+                let jobs = vec![(2, job)];
+                assert_eq!(due(3), Fact::RunDue(Some(RunDue { left, jobs })));
+                let jobs = match group {
+                    1 => vec![(1, packed(vec![7, 1]))],
+                    _ => Vec::new(),
+                };
+                assert_eq!(due(2), Fact::RunDue(Some(RunDue { left, jobs })));
+                assert_eq!(find(1).is_some(), group == 1);
+                assert_eq!(find(3), None);
+                let rows = remaining();
+                let [Remain::Run(key, entries)] = rows.as_slice() else {
+                    panic!("{rows:?}");
+                };
+                assert_eq!(*key, run);
+                let places: Vec<_> = entries.iter().map(|row| row.place.index).collect();
+                assert_eq!(
+                    places,
+                    if group == 1 {
+                        vec![0, 1, 2]
+                    } else {
+                        vec![0, 2]
+                    }
+                );
+                checkpoint(&store);
+            }
+        }
+        let mut moved = record(9, JobState::Leased);
+        moved.id = place(1).job_id(0);
+        commit(&store, 3, vec![put_job(&moved)]);
+        assert!(matches!(find(1), Some(StoredJob::Record(_))));
+        let gone = vec![Change::DeleteRun(run), Change::DeleteLeft(run)];
+        commit(&store, 4, gone);
+        assert!(matches!(find(1), Some(StoredJob::Record(_))));
+        assert_eq!(find(2), None);
+        assert_eq!(remaining(), []);
     });
 }
 

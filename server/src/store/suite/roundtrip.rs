@@ -76,6 +76,15 @@ proptest! {
     }
 
     #[test]
+    fn lefts(left in any_left(), at: usize) {
+        let body = body(|out| records::put_left(out, &left));
+        let read = |body: &[u8]| records::left(left.run, body);
+        prop_assert!(fits(&body), "{}", body.len());
+        prop_assert_eq!(read(&body), Ok(left));
+        mangled(&body, at, read);
+    }
+
+    #[test]
     fn leases(rows in any_leases(), at: usize) {
         let body = body(|out| records::put_leases(out, &rows));
         prop_assert!(fits(&body), "{}", body.len());

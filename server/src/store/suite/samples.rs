@@ -62,6 +62,25 @@ pub(super) fn packed(payload: Vec<u8>) -> PackedJob {
     }
 }
 
+pub(super) fn scheduled_run_key(position: u64) -> RunKey {
+    let lane = Lane {
+        lane: Lane::SCHEDULED,
+        ..lane()
+    };
+    RunKey { lane, position }
+}
+
+/// A scheduled run whose entries are due one after the other, the first at 1.
+pub(super) fn scheduled_run_of(seed: u8, entries: u8) -> Run {
+    let entries = (0..entries).map(|index| {
+        let job = packed(vec![seed, index]);
+        Entry::Scheduled(Timestamp(1 + u64::from(index)), job)
+    });
+    Run {
+        entries: entries.collect(),
+    }
+}
+
 pub(super) fn run_of(seed: u8, entries: u8) -> Run {
     let entries = (0..entries).map(|index| Entry::Job(packed(vec![seed, index])));
     Run {
@@ -258,6 +277,7 @@ pub(super) fn any_packed() -> impl Strategy<Value = PackedJob> {
 pub(super) fn any_run() -> impl Strategy<Value = Run> {
     let entry = prop_oneof![
         any_packed().prop_map(Entry::Job),
+        (timestamp(), any_packed()).prop_map(|(at, job)| Entry::Scheduled(at, job)),
         any_job_id().prop_map(Entry::Reference),
     ];
     prop::collection::vec(entry, 1..12).prop_map(|entries| Run { entries })
@@ -343,8 +363,8 @@ pub(super) fn any_job_record() -> impl Strategy<Value = JobRecord> {
     })
 }
 
-pub(super) fn any_acks() -> impl Strategy<Value = Vec<LeftRun>> {
-    let row = (any_run_key(), any::<u8>(), any::<[u64; 4]>(), 0_usize..5).prop_map(
+pub(super) fn any_left() -> impl Strategy<Value = LeftRun> {
+    (any_run_key(), any::<u8>(), any::<[u64; 4]>(), 0_usize..5).prop_map(
         |(run, entries, words, used)| {
             let mut left = Bits::default();
             for (word, value) in left.0.iter_mut().zip(words).take(used) {
@@ -352,8 +372,11 @@ pub(super) fn any_acks() -> impl Strategy<Value = Vec<LeftRun>> {
             }
             LeftRun { run, entries, left }
         },
-    );
-    prop::collection::vec(row, 0..=ACKS_PER_PART)
+    )
+}
+
+pub(super) fn any_acks() -> impl Strategy<Value = Vec<LeftRun>> {
+    prop::collection::vec(any_left(), 0..=ACKS_PER_PART)
 }
 
 pub(super) fn any_leases() -> impl Strategy<Value = Vec<LeaseRecord>> {

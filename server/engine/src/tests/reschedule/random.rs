@@ -54,6 +54,8 @@ struct Mine {
     priority: u8,
     /// When it becomes ready; `None`: it is.
     at: Option<Timestamp>,
+    /// Whether it has left the run in which it was born: of one millisecond these come first.
+    is_moved: bool,
     /// When it became ready, counted.
     order: u64,
     key: Option<(usize, u8)>,
@@ -76,9 +78,10 @@ impl Model {
     fn fire(&mut self, now: Timestamp) {
         let due = |job: &&mut Mine| job.at.is_some_and(|at| at <= now);
         let mut due: Vec<&mut Mine> = self.jobs.iter_mut().filter(due).collect();
-        due.sort_by_key(|job| (job.at, job.id));
+        due.sort_by_key(|job| (job.at, !job.is_moved, job.id));
         for job in due {
             job.at = None;
+            job.is_moved = true;
             self.order += 1;
             job.order = self.order;
         }
@@ -111,6 +114,7 @@ impl Model {
         if *job == before {
             return false;
         }
+        job.is_moved = true;
         if job.at.is_none() {
             job.order = order;
         }
@@ -169,7 +173,15 @@ proptest! {
                     }
                     let order = model.next();
                     let at = delay.map(|delay| now.plus(DurationMs(delay)));
-                    model.jobs.push(Mine { id, queue, priority: 5, at, order, key });
+                    model.jobs.push(Mine {
+                        id,
+                        queue,
+                        priority: 5,
+                        at,
+                        is_moved: false,
+                        order,
+                        key,
+                    });
                 }
                 Act::Change(nth, delay, queue, priority) if !model.jobs.is_empty() => {
                     let nth = nth % model.jobs.len();
