@@ -36,7 +36,7 @@ use super::{
     records::{self, MadeRecord},
     salvage::{Told, WholeJob},
     sled::SledTable,
-    table::Table,
+    table::{Table, apply_with_room},
 };
 
 /// The one group that all of it was written in.
@@ -442,7 +442,8 @@ impl Builder {
             Effect::Put(at) => (op.key, Some(physical.body.slice(at.clone()))),
             Effect::Delete | Effect::DeletePrefix => (op.key, None),
         });
-        Ok(self.table.apply(&rows.collect::<Vec<_>>())?)
+        let rows: Vec<_> = rows.collect();
+        Ok(apply_with_room(&self.table, &rows)?)
     }
 
     /// Ends the store, durable.

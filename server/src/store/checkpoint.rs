@@ -40,7 +40,9 @@ pub(super) struct Checkpoint {
     layer: Arc<Layer>,
     /// Prefixes of which the table must lose everything, before anything is written.
     dropped: Vec<Key>,
-    /// The last entry that the table has.
+    /// Whether the table has room for every large value that is to come.
+    has_room: bool,
+    /// The last entry that the table has, or has room for.
     after: Option<Key>,
     /// Slices since the last flush.
     unflushed: u32,
@@ -113,6 +115,7 @@ impl Store {
         Ok(Some(Checkpoint {
             dropped: layer.dropped().copied().collect(),
             layer,
+            has_room: false,
             after: None,
             unflushed: 0,
             log_bytes,
@@ -135,6 +138,15 @@ impl Store {
             return Ok(false);
         }
         let layer = &checkpoint.layer;
+        if !checkpoint.has_room {
+            let large = layer.large(checkpoint.after.as_ref(), operations_max);
+            checkpoint.has_room = large.len() < operations_max;
+            checkpoint.after = large.last().copied().filter(|_| !checkpoint.has_room);
+            if !large.is_empty() {
+                self.table.make_room(&large)?;
+                return Ok(false);
+            }
+        }
         // Two operations are kept: for the digest and the number of the applied group.
         let mut batch = layer.slice(checkpoint.after.as_ref(), operations_max - 2);
         let is_last = batch.len() < operations_max - 2;

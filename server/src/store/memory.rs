@@ -467,6 +467,11 @@ impl Table for MemoryTable {
         })
     }
 
+    fn make_room(&self, keys: &[Key]) -> Result<(), TableError> {
+        let rooms = keys.iter().map(|key| (*key, Some(Bytes::new())));
+        self.apply(&rooms.collect::<Vec<_>>())
+    }
+
     fn apply(&self, batch: &[(Key, Option<Bytes>)]) -> Result<(), TableError> {
         let mut disk = self.lock("written")?;
         // A copy: a small value must not keep the whole group that it came with.

@@ -19,8 +19,8 @@ use ganger_engine::records::GroupNumber;
 
 use super::{
     group::{Effect, Physical},
-    keys::Key,
-    table::{Order, Span},
+    keys::{Key, Prefix},
+    table::{Order, Span, wants_room},
 };
 
 /// What an entry takes beside its value: its key, its slot, its share of a node.
@@ -297,6 +297,18 @@ impl Layer {
     /// Prefixes of which the table must lose everything, before the entries are written.
     pub(super) fn dropped(&self) -> impl Iterator<Item = &Key> {
         self.dropped.iter()
+    }
+
+    /// At most `max` keys behind another one for whose values the table makes room.
+    pub(super) fn large(&self, after: Option<&Key>, max: usize) -> Vec<Key> {
+        let after = after.map_or_else(Key::lowest, Key::after);
+        let runs = [Prefix::Run, Prefix::ScheduledRun].map(|prefix| Span::of(Key::of(prefix)));
+        let runs = runs.into_iter().flat_map(|span| {
+            let from = span.from.max(after);
+            self.entries.range(from..span.to.max(from))
+        });
+        let large = runs.filter(|(key, slot)| wants_room(key, slot.value.as_ref()));
+        large.take(max).map(|(key, _)| *key).collect()
     }
 
     /// At most `max` entries behind a key: puts and deletions, as the table takes them.

@@ -20,7 +20,7 @@ use super::{
     log::{FileLog, Log, LogOptions},
     read_made, records,
     sled::SledTable,
-    table::{Span, Table},
+    table::{Span, Table, apply_with_room},
 };
 
 /// Numbers that a restored store steps over: leases, sessions and positions that were given after
@@ -86,7 +86,7 @@ impl Rebuild {
                     .into_iter()
                     .map(|(key, value)| (key, Some(value)))
                     .collect();
-                self.table.apply(&rows)?;
+                apply_with_room(&self.table, &rows)?;
                 Ok(None)
             }
             Piece::Groups(groups) => {
@@ -113,12 +113,12 @@ impl Rebuild {
                 Effect::Put(at) => batch.push((op.key, Some(group.body.slice(at.clone())))),
                 Effect::Delete => batch.push((op.key, None)),
                 Effect::DeletePrefix => {
-                    self.table.apply(&std::mem::take(&mut batch))?;
+                    apply_with_room(&self.table, &std::mem::take(&mut batch))?;
                     self.delete_prefix(op.key)?;
                 }
             }
         }
-        Ok(self.table.apply(&batch)?)
+        Ok(apply_with_room(&self.table, &batch)?)
     }
 
     fn delete_prefix(&self, prefix: Key) -> Result<(), StoreError> {

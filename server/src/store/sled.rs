@@ -97,6 +97,16 @@ impl Table for SledTable {
             .collect()
     }
 
+    fn make_room(&self, keys: &[Key]) -> Result<(), TableError> {
+        // One by one: a batch of sled has no order.
+        self.with("written", |db| {
+            for key in keys {
+                db.insert(key.as_slice(), &[])?;
+            }
+            Ok(())
+        })
+    }
+
     fn apply(&self, batch: &[(Key, Option<Bytes>)]) -> Result<(), TableError> {
         let mut puts = sled::Batch::default();
         for (key, value) in batch {

@@ -5,11 +5,11 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::keys::Key;
+use super::keys::{Key, Prefix};
 
 /// An ordered map of keys to values on disk. Only a checkpoint writes to it.
 ///
-/// What a table keeps of batches that were not flushed is a prefix of them.
+/// What a table keeps of batches and rooms that were not flushed is a prefix of them.
 pub trait Table: fmt::Debug + Send + Sync {
     /// The value of a key.
     ///
@@ -22,6 +22,15 @@ pub trait Table: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`TableError`] when the table cannot be read.
     fn scan(&self, span: &Span, max: usize) -> Result<Vec<(Key, Bytes)>, TableError>;
+
+    /// Makes room for the values that later batches put at these keys, which are in order: until then an
+    /// empty one stands at each. Whoever writes many large ones one after the other does so first, since
+    /// a page splits by the count of its rows and is written anew when it does: so it is while they are
+    /// small.
+    ///
+    /// # Errors
+    /// As of [`apply`](Self::apply).
+    fn make_room(&self, keys: &[Key]) -> Result<(), TableError>;
 
     /// Puts and deletes, all or nothing.
     ///
@@ -43,6 +52,30 @@ pub trait Table: fmt::Debug + Send + Sync {
     fn stray_files(&self) -> u64 {
         0
     }
+}
+
+/// Bytes of a value from which on room is made for it.
+const LARGE_BYTES: usize = 1 << 10;
+
+/// Whether [room](Table::make_room) is made for a row that is put: it is large, and put once, so that
+/// nothing stands there that may not be lost.
+pub fn wants_room(key: &Key, value: Option<&Bytes>) -> bool {
+    let is_run = matches!(key.prefix(), Some(Prefix::Run | Prefix::ScheduledRun));
+    is_run && value.is_some_and(|value| value.len() >= LARGE_BYTES)
+}
+
+/// Applies a batch in the order of its keys, with room for what is large in it.
+///
+/// # Errors
+/// As of [`Table::apply`].
+pub fn apply_with_room(
+    table: &dyn Table,
+    batch: &[(Key, Option<Bytes>)],
+) -> Result<(), TableError> {
+    let large = batch.iter();
+    let large = large.filter(|(key, value)| wants_room(key, value.as_ref()));
+    table.make_room(&large.map(|(key, _)| *key).collect::<Vec<_>>())?;
+    table.apply(batch)
 }
 
 /// Keys between two bounds, in one direction.

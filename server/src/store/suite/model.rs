@@ -14,7 +14,7 @@ use super::{
     Directory, Memory, Place, commit,
     samples::{
         any_acks, any_error, any_head, any_job_record, any_leases, any_left, any_outcome,
-        any_queue, any_session, content, job_id, run_key, run_of, scheduled_run_key,
+        any_queue, any_session, content, job_id, large_run_of, run_key, run_of, scheduled_run_key,
         scheduled_run_of,
     },
 };
@@ -156,6 +156,9 @@ pub(super) fn change() -> impl Strategy<Value = Change> {
     });
     prop_oneof![
         4 => (position(), 1_u8..9).prop_map(|(at, n)| Change::PutRun(run_key(at), run_of(n, n))),
+        4 => (position(), 1_u8..5).prop_map(|(at, n)| {
+            Change::PutRun(run_key(at), large_run_of(n, n))
+        }),
         4 => position().prop_map(|at| Change::DeleteRun(run_key(at))),
         2 => (position(), 1_u8..9).prop_map(|(at, n)| {
             Change::PutRun(scheduled_run_key(at), scheduled_run_of(n, n))

@@ -255,6 +255,23 @@ fn a_table_scans_between_bounds_in_both_directions() {
 }
 
 #[test]
+fn a_table_has_empty_values_where_it_made_room() {
+    each_table(|open| {
+        let table = open();
+        table.apply(&[put("a")]).unwrap();
+        let keys = ["b", "c", "d"].map(key);
+        table.make_room(&keys).unwrap();
+        for key in &keys {
+            assert_eq!(table.read(key).unwrap(), Some(Bytes::new()));
+        }
+        table.apply(&["b", "c", "d"].map(put)).unwrap();
+        for (key, value) in ["b", "c", "d"].map(put) {
+            assert_eq!(table.read(&key).unwrap(), value);
+        }
+    });
+}
+
+#[test]
 fn a_table_keeps_what_was_flushed() {
     each_table(|open| {
         let table = open();

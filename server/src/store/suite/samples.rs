@@ -81,6 +81,14 @@ pub(super) fn scheduled_run_of(seed: u8, entries: u8) -> Run {
     }
 }
 
+/// A run for which the table makes room.
+pub(super) fn large_run_of(seed: u8, entries: u8) -> Run {
+    let entries = (0..entries).map(|index| Entry::Job(packed(vec![seed ^ index; 1100])));
+    Run {
+        entries: entries.collect(),
+    }
+}
+
 pub(super) fn run_of(seed: u8, entries: u8) -> Run {
     let entries = (0..entries).map(|index| Entry::Job(packed(vec![seed, index])));
     Run {
