@@ -28,6 +28,21 @@ pub(crate) fn make(data: &Path) {
         plain.push(json!({ "queue": "large", "kind": "k", "payload": payload }));
         plain.push(json!({ "queue": "bad", "kind": "k", "max_attempts": 1 + at % 2 }));
     }
+    // Of those that wait for one time some have left: for another, to a worker, or for good.
+    let later = |at: usize| {
+        let payload = bin(vec![9; 1 + at % 3 * 6_000]);
+        json!({ "queue": "later", "kind": "k", "delay_ms": 7_200_000, "payload": payload })
+    };
+    let jobs: Vec<_> = (0..60).map(later).collect();
+    let pushed = plain.ok("push", json!({ "jobs": jobs }))["results"].clone();
+    let id = |at: usize| pushed[at]["id"].clone();
+    plain.ok("job_cancel", json!({ "jobs": [id(0), id(11), id(40)] }));
+    let to = json!({ "delay_ms": 9_000_000 });
+    plain.ok("job_change", json!({ "jobs": [id(5), id(17)], "to": to }));
+    plain.ok(
+        "job_change",
+        json!({ "jobs": [id(33)], "to": { "delay_ms": 0 } }),
+    );
     let mut worker = Connection::worker(server.address);
     for queue in ["bad", "q0", "q1", "large"] {
         let fields = json!({ "queues": [queue], "max": 24 });

@@ -69,6 +69,22 @@ fn every_state_is_listed_in_its_order_from_both_ends() {
         // Jobs that die within one millisecond stand in the order of their ids.
     }
     let list = |queue: &str, state: &str| json!({ "queue": queue, "states": [state] });
+    let at = 4_000_000_000_000_u64;
+    let jobs = vec![json!({ "kind": "k", "queue": "s", "run_at": at }); 30];
+    let pushed = worker.ok("push", json!({ "jobs": jobs }))["results"].clone();
+    let together = pushed.as_array().expect("results").iter();
+    let mut together: Vec<String> = together
+        .map(|result| result["id"].as_str().expect("an id").to_owned())
+        .collect();
+    check_order(&mut worker, &list("s", "scheduled"), &together);
+    let left = [together.remove(20), together.remove(0)];
+    worker.ok("job_cancel", json!({ "jobs": [left[0]] }));
+    let to = json!({ "run_at": at + 1 });
+    worker.ok("job_change", json!({ "jobs": [left[1]], "to": to }));
+    together.push(left[1].clone());
+    check_order(&mut worker, &list("s", "scheduled"), &together);
+    worker.ok("job_cancel", json!({ "jobs": together }));
+    check_order(&mut worker, &list("s", "scheduled"), &[]);
     check_order(
         &mut worker,
         &list("q", "scheduled"),

@@ -14,7 +14,7 @@ use ganger_protocol::{
 };
 
 use crate::records::{
-    BatchRecord, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
+    BatchRecord, Bits, Closed, CronRecord, GroupNumber, HeadRecord, JobRecord, Lane, LeaseRecord,
     LeftRun, LimitRecord, NodeRecord, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber,
     QueueNumber, QueueRecord, RunKey, SessionRecord, StoredJob, Timer, UniqueKey, UniqueRecord,
 };
@@ -64,7 +64,18 @@ pub enum Need {
         max: u32,
     },
     /// The jobs of a scheduled run that wait for a time. Answered by [`Fact::RunDue`].
-    RunDue(RunKey, Timestamp),
+    RunDue {
+        /// The run.
+        run: RunKey,
+        /// The time.
+        at: Timestamp,
+        /// Entries that are passed over, since they leave with the open group.
+        passed: Bits,
+        /// At most so many of them.
+        jobs_max: u32,
+        /// No further one once the contents have so many bytes.
+        bytes_max: u32,
+    },
     /// What is known of a producer. Answered by [`Fact::Producer`].
     Producer(ProducerNumber),
     /// One outcome slot. Answered by [`Fact::Outcome`].
@@ -267,6 +278,8 @@ pub struct RunDue {
     pub left: LeftRun,
     /// Those that have not, with their contents, in order.
     pub jobs: Vec<(u8, PackedJob)>,
+    /// Whether these are all.
+    pub at_end: bool,
 }
 
 /// Entries of a lane.

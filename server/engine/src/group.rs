@@ -69,8 +69,8 @@ pub(crate) struct OpenGroup {
     /// Where the jobs of a lane that do not live in a run are born: position and next index.
     births: BTreeMap<Lane, (u64, u8)>,
     pub(crate) left: BTreeMap<RunKey, Bits>,
-    /// Scheduled runs that a job has left, with all that left them.
-    pub(crate) left_scheduled: BTreeMap<RunKey, LeftRun>,
+    /// Scheduled runs that a job has left, with all that left them, and whether some had before.
+    left_scheduled: BTreeMap<RunKey, (LeftRun, bool)>,
     /// Sealed runs of which nothing is left. The store has them until this group is sealed.
     dropped: BTreeSet<RunKey>,
     pub(crate) grants: ByNumber<LeaseRecord>,
@@ -179,9 +179,17 @@ impl OpenGroup {
     pub(crate) fn leave_scheduled(&mut self, index: u8, before: LeftRun) -> Bits {
         self.operations += 1;
         self.bytes += 64;
-        let run = self.left_scheduled.entry(before.run).or_insert(before);
+        let had_left = before.left != Bits::default();
+        let run = self.left_scheduled.entry(before.run);
+        let (run, _) = run.or_insert((before, had_left));
         run.left.insert(index);
         run.left
+    }
+
+    /// What has left a scheduled run, when something did in this group; else nothing.
+    pub(crate) fn left_of_scheduled(&self, run: &RunKey) -> Bits {
+        let run = self.left_scheduled.get(run);
+        run.map(|(run, _)| run.left).unwrap_or_default()
     }
 
     /// The entries of a scheduled run of this group that wait for a time, whether they have left it or
@@ -204,7 +212,7 @@ impl OpenGroup {
 
     /// Drops the scheduled runs that are used up, and writes what left the others.
     fn seal_scheduled(&mut self, changes: &mut Vec<Change>) {
-        for (key, mut left) in std::mem::take(&mut self.left_scheduled) {
+        for (key, (mut left, had_left)) in std::mem::take(&mut self.left_scheduled) {
             let open = self.runs.get(&key).map(|run| run.entries.len());
             if let Some(entries) = open {
                 left.entries = u8::try_from(entries).unwrap_or(u8::MAX);
@@ -215,7 +223,10 @@ impl OpenGroup {
                 (true, Some(_)) => {
                     self.runs.remove(&key);
                 }
-                (true, None) => changes.extend([Change::DeleteRun(key), Change::DeleteLeft(key)]),
+                (true, None) => {
+                    changes.push(Change::DeleteRun(key));
+                    changes.extend(had_left.then_some(Change::DeleteLeft(key)));
+                }
             }
         }
     }
@@ -571,7 +582,7 @@ impl OpenGroup {
     }
 }
 
-/// The timer that makes a job ready.
+/// The timer that makes a job ready that has a record.
 pub(crate) fn due(job: JobId, at: Timestamp) -> Timer {
     Timer {
         at,

@@ -55,7 +55,8 @@ impl LaneNumbers {
         let number = digest
             .first_chunk::<8>()
             .map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        number.max(1)
+        // Others have these two.
+        number.clamp(1, Lane::SCHEDULED - 1)
     }
 }
 

@@ -134,11 +134,13 @@ impl Engine {
     /// Whether an entry that a run was written with is no longer in it. Of scheduled runs that is
     /// known only as far as this group goes; the store tells the rest.
     pub(crate) fn has_left(&self, place: &Place) -> bool {
-        if let Some(run) = self.group.left_scheduled.get(&place.run) {
-            return run.left.contains(place.index);
-        }
         let run = self.runs.get(&place.run);
-        run.is_some_and(|run| run.left.contains(place.index)) || self.group.drops(&place.run)
+        run.is_some_and(|run| run.left.contains(place.index))
+            || self
+                .group
+                .left_of_scheduled(&place.run)
+                .contains(place.index)
+            || self.group.drops(&place.run)
     }
 
     pub(crate) fn stored<'a>(&self, job: JobId, facts: &'a Facts) -> Option<&'a StoredJob> {

@@ -351,7 +351,7 @@ pub fn blob_parts(bytes: usize) -> u16 {
     u16::try_from(bytes.div_ceil(BLOB_PART_BYTES)).unwrap_or(u16::MAX)
 }
 
-/// A job that is outside of a run, or was: delayed, retrying, blocked, released, closed.
+/// A job that is outside of a run, or was: changed, retrying, blocked, released, closed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
     /// Its id.
@@ -370,7 +370,8 @@ pub struct JobRecord {
     pub pushed_at: Timestamp,
     /// `scheduled`: when it becomes ready. Terminal states: until when it is kept.
     pub run_at: Option<Timestamp>,
-    /// `ready` and `leased`: its reference.
+    /// `ready` and `leased`: its reference. `scheduled`: its entry, when this is made up for one that
+    /// lives in its scheduled run.
     pub place: Option<Place>,
     /// Terminal states: since when.
     pub closed_at: Option<Timestamp>,
@@ -482,7 +483,7 @@ impl Timer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum TimerKind {
-    /// A scheduled job becomes ready.
+    /// A scheduled job that has a record becomes ready.
     Due = 1,
     /// A waiting job expires.
     Expire = 2,
@@ -572,7 +573,7 @@ pub const ACKS_PER_PART: usize = 80;
 pub const LEASES_PER_PART: usize = 60;
 
 /// A set of entries of one run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bits(pub [u64; 4]);
 
 impl Bits {
@@ -610,6 +611,13 @@ impl Bits {
         }
     }
 
+    /// Takes all of another set out.
+    pub fn remove(&mut self, other: &Self) {
+        for (word, less) in self.0.iter_mut().zip(other.0) {
+            *word &= !less;
+        }
+    }
+
     /// Whether every entry of another set is in this one.
     pub fn covers(&self, other: &Self) -> bool {
         let words = self.0.iter().zip(other.0);
@@ -627,7 +635,7 @@ impl Bits {
     }
 }
 
-/// Entries that left a run: in one group, or of a scheduled run all of them.
+/// Entries that left a run: of a scheduled one all so far, else those of one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeftRun {
     /// The run.

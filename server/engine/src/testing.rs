@@ -369,16 +369,30 @@ impl Store {
                 Fact::Closed(rows.take(*max as usize).copied().collect())
             }
             Need::Remains { queue, stage, max } => self.remains(*queue, *stage, *max as usize),
-            Need::RunDue(run, at) => Fact::RunDue(self.runs.get(run).map(|(_, record)| {
+            Need::RunDue {
+                run,
+                at,
+                passed,
+                jobs_max,
+                bytes_max,
+            } => Fact::RunDue(self.runs.get(run).map(|(_, record)| {
                 let left = self.left_of(run);
-                let jobs = record.due_at(*at);
-                let jobs = jobs.filter(|(index, _)| !left.left.contains(*index));
-                let jobs = jobs.map(|(index, job)| {
+                let due = record.due_at(*at);
+                let has_gone = |index| left.left.contains(index) || passed.contains(index);
+                let due = due.filter(|(index, _)| !has_gone(*index));
+                let (mut jobs, mut bytes) = (Vec::new(), 0);
+                for (index, job) in due {
+                    if jobs.len() >= *jobs_max as usize || bytes >= *bytes_max as usize {
+                        let at_end = false;
+                        return RunDue { left, jobs, at_end };
+                    }
                     let id = Place { run: *run, index }.job_id(0);
-                    (index, self.packed(id, job, true))
-                });
-                let jobs = jobs.collect();
-                RunDue { left, jobs }
+                    let job = self.packed(id, job, true);
+                    bytes += job.content.as_ref().unwrap().bound_bytes();
+                    jobs.push((index, job));
+                }
+                let at_end = true;
+                RunDue { left, jobs, at_end }
             })),
         }
     }

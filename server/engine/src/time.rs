@@ -1,6 +1,8 @@
 //! What happens without anybody asking: sessions open and are lost, leases time out, scheduled
 //! jobs become due, waits end. One tick does a bounded slice of it.
 
+use std::collections::BTreeMap;
+
 use ganger_protocol::{
     DurationMs, JobId, SessionId, Timestamp, WireError,
     event::EventName,
@@ -39,8 +41,12 @@ const TIMERS_SLICE: DueMax = DueMax {
 /// Cron entries of these: each may push a hundred jobs, and one tick's changes are one group.
 const CRON_SLICE: usize = 4;
 
-/// Scheduled runs of these: each may have hundreds of jobs that wait for the same time.
-const RUN_SLICE: usize = 8;
+/// Scheduled runs of these, since each may have hundreds of jobs that wait for the same time.
+const RUN_SLICE: usize = 16;
+
+/// Jobs of one run that become ready together, and bytes of their contents.
+const RUN_JOBS_MAX: u32 = 32;
+const RUN_BYTES_MAX: u32 = 64 << 10;
 
 /// Leases told of in one notice of a session, and kept for its next heartbeat.
 const LOST_MAX: usize = 1000;
@@ -160,15 +166,24 @@ impl Engine {
         self.wake_at_rates(now);
         // All that is due is looked up first, as `needs_of_tick` did: what one does must not bring
         // in another whose facts were not read.
-        let timers = self.due_timers(now);
+        let mut timers = self.due_timers(now);
         let late = self.leases.timed_out(now.mono, SLICE);
         let lost = self.sessions.first_lost(now.mono);
         let stragglers = self.stragglers_due(now.mono, SLICE);
         let waits = self.waits.timed_out(now.mono, SLICE);
         let surplus = self.all_surplus(facts);
         let mut touched = Vec::new();
+        let runs = timers.iter().filter(|it| it.what == TimerKind::RunDue);
+        let runs = runs.map(|timer| (*timer, self.run_due_by(timer, facts)));
+        let mut runs: BTreeMap<Timer, Option<RunDue>> = runs.collect();
+        // Nothing goes by those of a run that are left for the next tick.
+        let is_rest = |it: &Timer| matches!(runs.get(it), Some(Some(due)) if !due.at_end);
+        if let Some(nth) = timers.iter().position(is_rest) {
+            timers.truncate(nth + 1);
+        }
         for timer in timers {
-            touched.extend(self.fire(now, timer, facts, outcome));
+            let due = runs.remove(&timer).flatten();
+            touched.extend(self.fire(now, (timer, due), facts, outcome));
         }
         for job in late {
             self.time_out(now, job, facts, outcome);
@@ -238,11 +253,12 @@ impl Engine {
         }
     }
 
-    /// A timer is due; the queue that got a ready job by it.
+    /// A timer is due, and some jobs by it when it is that of a scheduled run; the queue that got a
+    /// ready job.
     fn fire(
         &mut self,
         now: Now,
-        timer: Timer,
+        (timer, due): (Timer, Option<RunDue>),
         facts: &Facts,
         outcome: &mut Outcome,
     ) -> Option<QueueNumber> {
@@ -255,7 +271,7 @@ impl Engine {
                 }
                 Some(self.become_ready(now, record))
             }
-            TimerKind::RunDue => self.fire_run_due(now, &timer, facts),
+            TimerKind::RunDue => self.fire_run_due(now, &timer, due),
             TimerKind::Retention => {
                 let record = self.lookup(JobId::from_bytes(timer.id), facts)?;
                 // A timer of an earlier death, when the job was revived and died again.
@@ -305,26 +321,58 @@ impl Engine {
 
     /// What must be read before the jobs of a scheduled run are due, unless it is of the open group.
     fn need_of_run_due(&self, timer: &Timer) -> Option<Need> {
-        let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
+        let run = run_of(timer);
         let is_open = self.group.runs.contains_key(&run);
-        (!is_open).then_some(Need::RunDue(run, timer.at))
+        (!is_open).then_some(Need::RunDue {
+            run,
+            at: timer.at,
+            passed: self.group.left_of_scheduled(&run),
+            jobs_max: RUN_JOBS_MAX,
+            bytes_max: RUN_BYTES_MAX,
+        })
     }
 
-    /// Jobs of a scheduled run are due, all that have waited for this time; their queue.
-    fn fire_run_due(&mut self, now: Now, timer: &Timer, facts: &Facts) -> Option<QueueNumber> {
-        let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
+    /// The jobs that a timer of a scheduled run makes ready, or the first of them.
+    fn run_due_by(&self, timer: &Timer, facts: &Facts) -> Option<RunDue> {
+        match self.need_of_run_due(timer) {
+            Some(need) => match facts.find(&need)? {
+                Fact::RunDue(due) => due.clone(),
+                _ => None,
+            },
+            None => Some(self.born_due(run_of(timer), timer.at)),
+        }
+    }
+
+    /// Jobs of a scheduled run of the open group that wait for a time.
+    fn born_due(&self, run: RunKey, at: Timestamp) -> RunDue {
+        let max = usize::try_from(RUN_JOBS_MAX).unwrap_or(usize::MAX);
+        let left = self.group.left_of_scheduled(&run);
+        let born = self.group.born_for(&run, at);
+        let mut born = born.filter(|(index, _)| !left.contains(*index));
+        let jobs = born.by_ref().take(max);
+        let jobs = jobs.map(|(index, job)| (index, job.clone())).collect();
+        RunDue {
+            left: LeftRun::whole(run, 0),
+            jobs,
+            at_end: born.next().is_none(),
+        }
+    }
+
+    /// Jobs of a scheduled run are due that have waited for this time; their queue. Of many, some are
+    /// left for the next tick.
+    fn fire_run_due(
+        &mut self,
+        now: Now,
+        timer: &Timer,
+        due: Option<RunDue>,
+    ) -> Option<QueueNumber> {
+        let run = run_of(timer);
         // Those of a purged queue are not kept, swept or not.
         self.queues.find(run.lane.queue)?;
-        let due = match facts.find(&Need::RunDue(run, timer.at)) {
-            Some(Fact::RunDue(due)) => due.clone()?,
-            Some(_) | None => {
-                let born = self.group.born_for(&run, timer.at);
-                RunDue {
-                    left: LeftRun::whole(run, 0),
-                    jobs: born.map(|(index, job)| (index, job.clone())).collect(),
-                }
-            }
-        };
+        let due = due?;
+        if !due.at_end {
+            self.set_timer(*timer);
+        }
         for (index, job) in due.jobs {
             let place = Place { run, index };
             if self.has_left(&place) {
@@ -537,6 +585,11 @@ impl Engine {
         self.sessions.insert(Session::opened(record, now.mono));
         id
     }
+}
+
+/// The run of a timer of a scheduled run.
+fn run_of(timer: &Timer) -> RunKey {
+    Place::of_birth(&JobId::from_bytes(timer.id)).run
 }
 
 fn producer_of(timer: &Timer) -> ProducerNumber {

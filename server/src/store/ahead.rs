@@ -53,9 +53,13 @@ impl Store {
     /// Reads what a timer will ask for; `false` when there is no room for it.
     fn read_for(&self, timer: &Timer) -> Result<bool, StoreError> {
         let job = JobId::from_bytes(timer.id);
-        let key = match timer.what {
-            TimerKind::Due | TimerKind::Expire | TimerKind::Retention => Key::job(&job),
-            TimerKind::RunDue => Key::run(&Place::of_birth(&job).run),
+        let run = Place::of_birth(&job).run;
+        let of_run = [Key::left(&run), Key::run(&run)];
+        match timer.what {
+            TimerKind::Due | TimerKind::Retention => self.keep(&[Key::job(&job)]),
+            TimerKind::Expire if !run.lane.is_scheduled() => self.keep(&[Key::job(&job)]),
+            TimerKind::Expire => Ok(self.keep(&[Key::job(&job)])? && self.keep(&of_run)?),
+            TimerKind::RunDue => self.keep(&of_run),
             TimerKind::UniqueTtl
             | TimerKind::BatchDeadline
             | TimerKind::PauseEnd
@@ -63,20 +67,26 @@ impl Store {
             | TimerKind::Cron
             | TimerKind::Cancel
             | TimerKind::NodeDone
-            | TimerKind::NodeEnded => return Ok(true),
-        };
-        let generation = {
-            let overlay = self.overlay();
-            if overlay.find(&key) != Known::Nothing {
-                return Ok(true);
+            | TimerKind::NodeEnded => Ok(true),
+        }
+    }
+
+    /// Reads values of the table and keeps them; `false` when there is no room for one.
+    fn keep(&self, keys: &[Key]) -> Result<bool, StoreError> {
+        for key in keys {
+            let generation = {
+                let overlay = self.overlay();
+                if overlay.find(key) != Known::Nothing {
+                    continue;
+                }
+                if !overlay.has_room_ahead() {
+                    return Ok(false);
+                }
+                overlay.generation()
+            };
+            if let Some(value) = self.table.read(key)? {
+                self.overlay_mut().keep_ahead(generation, *key, value);
             }
-            if !overlay.has_room_ahead() {
-                return Ok(false);
-            }
-            overlay.generation()
-        };
-        if let Some(value) = self.table.read(&key)? {
-            self.overlay_mut().keep_ahead(generation, key, value);
         }
         Ok(true)
     }

@@ -2,8 +2,8 @@
 //! lets the log be trimmed.
 //!
 //! The last slice carries the number of the applied group. A checkpoint that is cut short before
-//! it leaves a table with some later values in it, over which the replay of the log writes the
-//! same again. When to run is the driver's decision.
+//! it leaves a table with some later or empty values in it, over which the replay of the log writes
+//! the same again. When to run is the driver's decision.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -40,9 +40,9 @@ pub(super) struct Checkpoint {
     layer: Arc<Layer>,
     /// Prefixes of which the table must lose everything, before anything is written.
     dropped: Vec<Key>,
-    /// Whether the table has room for every large value that is to come.
+    /// Whether the table has room for every large value; then the entries are written.
     has_room: bool,
-    /// The last entry that the table has, or has room for.
+    /// The last entry that the table has room for, or, of those that are written, has.
     after: Option<Key>,
     /// Slices since the last flush.
     unflushed: u32,
@@ -144,6 +144,7 @@ impl Store {
             checkpoint.after = large.last().copied().filter(|_| !checkpoint.has_room);
             if !large.is_empty() {
                 self.table.make_room(&large)?;
+                self.flush_now_and_then(checkpoint, false)?;
                 return Ok(false);
             }
         }
@@ -155,12 +156,22 @@ impl Store {
             batch.push(applied_row(layer.last()));
         }
         self.apply_with_digest(batch, layer.last())?;
+        self.flush_now_and_then(checkpoint, is_last)?;
+        Ok(is_last)
+    }
+
+    /// A slice was written, perhaps the last one.
+    fn flush_now_and_then(
+        &self,
+        checkpoint: &mut Checkpoint,
+        is_last: bool,
+    ) -> Result<(), StoreError> {
         checkpoint.unflushed += 1;
         if is_last || checkpoint.unflushed >= SLICES_PER_FLUSH {
             checkpoint.unflushed = 0;
             self.table.flush()?;
         }
-        Ok(is_last)
+        Ok(())
     }
 
     /// Writes a batch and the digest behind it as one.

@@ -17,9 +17,9 @@ use ganger_engine::{
     batch,
     keys::{LaneNumbers, hold_lock},
     records::{
-        BatchRecord, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord, LeaseRecord,
-        LeftRun, POSITION_STEP, PartKey, Place, ProducerNumber, QueueNumber, QueueRecord, RunKey,
-        StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
+        BatchRecord, Bits, BlobKind, Content, CronNumber, Entry, HeadRecord, JobRecord,
+        LeaseRecord, LeftRun, POSITION_STEP, PartKey, Place, ProducerNumber, QueueNumber,
+        QueueRecord, RunKey, StoredJob, Timer, TimerKind, UniqueKey, UniqueRecord,
     },
     settings::{pause_timer, queue_of_timer},
     unique::{Named, is_held, key_of_timer, ttl_timer},
@@ -312,8 +312,7 @@ impl Examiner<'_> {
 
     fn left(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let run = key.to_left().ok_or_else(|| bad_key(key))?;
-        let left = records::left(run, body).map_err(damaged(key))?;
-        self.left.insert(run, left);
+        records::left(run, body).map_err(damaged(key))?;
         self.vouched(key, &Key::run(&run), "its run")
     }
 
@@ -351,9 +350,15 @@ impl Examiner<'_> {
         let run_key = key.to_run().ok_or_else(|| bad_key(key))?;
         let run = records::run(body).map_err(damaged(key))?;
         let entries = u8::try_from(run.entries.len()).unwrap_or(u8::MAX);
-        let left = self.left.get(&run_key).copied();
+        let left = match run_key.lane.is_scheduled() {
+            true => self.known_left(&run_key)?,
+            false => self.left.get(&run_key).copied(),
+        };
         if left.is_some_and(|left| left.entries != entries) {
-            self.find(key, "the acks of its entries know another length");
+            self.find(
+                key,
+                "what is known of the entries that left it is of another length",
+            );
         }
         let given = self.head.position_low..self.head.position_high.saturating_add(POSITION_STEP);
         if !given.contains(&run_key.position) {
@@ -420,6 +425,14 @@ impl Examiner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What left a scheduled run; a damaged row is found where it lies.
+    fn known_left(&self, run: &RunKey) -> Result<Option<LeftRun>, StoreError> {
+        match self.store.left_of(run) {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            left => left,
+        }
     }
 
     /// The record of a job; a damaged one is found where it lies.
@@ -751,10 +764,11 @@ impl Examiner<'_> {
                 job.state == JobState::Scheduled && job.run_at == Some(timer.at)
             }),
             TimerKind::RunDue => {
-                let due = self.store.run_due(&Place::of_birth(&job).run, timer.at);
-                match due {
+                let run = Place::of_birth(&job).run;
+                let is_of_first = timer == Timer::run_due(self.store.shard(), run, timer.at);
+                match self.store.due_entries(&run, timer.at) {
                     Err(StoreError::Damaged { .. }) => false,
-                    due => due?.is_some_and(|due| !due.jobs.is_empty()),
+                    due => is_of_first && due?.is_some_and(|(_, due)| due != Bits::default()),
                 }
             }
             TimerKind::Retention => self

@@ -158,8 +158,8 @@ impl Overlay {
         }
     }
 
-    /// The table has got something else at these keys; a layer still has it, too. Whatever a scheduled
-    /// run was read for has happened when something has left it.
+    /// The table has got something else at these keys; a layer still has it, too. With what left a
+    /// scheduled run goes the run: if not all have left, it is read again when the next are due.
     pub(super) fn forget_ahead(&mut self, batch: &[(Key, Option<Bytes>)]) {
         if self.ahead.is_empty() {
             return;

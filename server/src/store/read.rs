@@ -63,10 +63,7 @@ impl Store {
                 entries_max,
                 bytes_max,
             } => {
-                let bounds = HeadBounds {
-                    entries: usize::try_from(entries_max).unwrap_or(usize::MAX),
-                    bytes: usize::try_from(bytes_max).unwrap_or(usize::MAX),
-                };
+                let bounds = Bounds::new(entries_max, bytes_max);
                 self.heads(&lane, after, &bounds).map(Fact::Heads)
             }
             Need::Lanes {
@@ -75,7 +72,16 @@ impl Store {
                 after,
                 max,
             } => self.lanes(queue, priority, after, max),
-            Need::RunDue(run, at) => self.run_due(&run, at).map(Fact::RunDue),
+            Need::RunDue {
+                run,
+                at,
+                passed,
+                jobs_max,
+                bytes_max,
+            } => {
+                let bounds = Bounds::new(jobs_max, bytes_max);
+                self.run_due((&run, at), &passed, &bounds).map(Fact::RunDue)
+            }
             Need::Timers { after, max } => self.timers(after.as_ref(), max),
             Need::Producer(producer) => self.producer(producer).map(Fact::Producer),
             Need::Outcome { producer, slot } => {
@@ -341,93 +347,87 @@ impl Store {
         job: &JobId,
         content: bool,
     ) -> Result<Option<StoredJob>, StoreError> {
-        let place = Place::of_birth(job);
-        // It leaves its scheduled run for a record: so this is looked at first.
-        if place.run.lane.is_scheduled() {
-            let left = self.left_of(&place.run)?;
-            if left.is_none_or(|left| !left.left.contains(place.index))
-                && let Some(born) = self.born(job, content)?
-                && let Entry::Scheduled(at, job) = born.entry
-            {
-                let left = left.unwrap_or_else(|| LeftRun::whole(place.run, born.run_entries));
-                let peers = born.peers;
-                return Ok(Some(StoredJob::Scheduled {
-                    at,
-                    job,
-                    left,
-                    peers,
-                }));
-            }
+        let record = || {
+            let record = self.job_record(job, content)?;
+            Ok(record.map(|record| StoredJob::Record(Box::new(record))))
+        };
+        let stored = match record()? {
+            None => self.born(job, content)?,
+            record => record,
+        };
+        match stored {
+            // It may have left its scheduled run for a record in between.
+            None if Place::of_birth(job).run.lane.is_scheduled() => record(),
+            stored => Ok(stored),
         }
-        if let Some(record) = self.job_record(job, content)? {
-            return Ok(Some(StoredJob::Record(Box::new(record))));
-        }
-        Ok(match self.born(job, content)? {
-            Some(Born {
-                group,
-                run_entries,
-                entry: Entry::Job(job),
-                ..
-            }) => Some(StoredJob::Packed {
-                group,
-                run_entries,
-                job,
-            }),
-            Some(_) | None => None,
-        })
     }
 
-    /// How a job was born; `None` when its run is gone.
-    fn born(&self, job: &JobId, content: bool) -> Result<Option<Born>, StoreError> {
-        let place = Place::of_birth(job);
-        if place.run.lane.priority > ganger_protocol::limits::PRIORITY_MAX {
+    /// A job as it was born in its run; `None` when that is gone, or a scheduled one that it has left.
+    fn born(&self, job: &JobId, content: bool) -> Result<Option<StoredJob>, StoreError> {
+        let Place { run, index } = Place::of_birth(job);
+        if run.lane.priority > ganger_protocol::limits::PRIORITY_MAX {
             return Ok(None);
         }
-        let key = Key::run(&place.run);
+        let left = match run.lane.is_scheduled() {
+            true => self.left_of(&run)?,
+            false => None,
+        };
+        let key = Key::run(&run);
         let Some(value) = self.read_value(&key)? else {
             return Ok(None);
         };
         let (group, body) = self.open_record(&key, &value)?;
-        let (run_entries, entry) = records::run_entry(body, place.index).map_err(damaged(&key))?;
-        let Some(mut entry) = entry else {
-            return Ok(None);
+        let (run_entries, entry) = records::run_entry(body, index).map_err(damaged(&key))?;
+        let mut entry = match entry {
+            Some(entry) if left.is_none_or(|left| !left.left.contains(index)) => entry,
+            Some(_) | None => return Ok(None),
         };
         if let Some(packed) = entry.job_mut()
             && content
             && packed.spilled_parts > 0
         {
             packed.content = self.spilled(job)?;
+            if packed.content.is_none() && run.lane.is_scheduled() && self.left_of(&run)? == left {
+                return Err(damaged(&key)(Malformed("the content of a job is missing")));
+            }
         }
-        let peers = match entry {
-            Entry::Scheduled(at, _) => records::due_at(body, at).map_err(damaged(&key))?.1,
-            Entry::Job(_) | Entry::Reference(_) => Bits::default(),
-        };
-        Ok(Some(Born {
-            group,
-            run_entries,
-            entry,
-            peers,
-        }))
+        Ok(match entry {
+            Entry::Job(job) => Some(StoredJob::Packed {
+                group,
+                run_entries,
+                job,
+            }),
+            Entry::Scheduled(at, job) => Some(StoredJob::Scheduled {
+                at,
+                job,
+                left: left.unwrap_or_else(|| LeftRun::whole(run, run_entries)),
+                peers: records::due_at(body, at).map_err(damaged(&key))?.1,
+            }),
+            Entry::Reference(_) => None,
+        })
     }
 
     /// The jobs of a scheduled run that wait for a time, and have not left it.
-    pub(super) fn run_due(
+    fn run_due(
         &self,
-        run: &RunKey,
-        at: Timestamp,
+        (run, at): (&RunKey, Timestamp),
+        passed: &Bits,
+        bounds: &Bounds,
     ) -> Result<Option<RunDue>, StoreError> {
-        let left = self.left_of(run)?;
         let key = Key::run(run);
+        let Some((left, mut entries)) = self.due_entries(run, at)? else {
+            return Ok(None);
+        };
         let Some(value) = self.read_value(&key)? else {
             return Ok(None);
         };
         let (_, body) = self.open_record(&key, &value)?;
-        let (entries, peers) = records::due_at(body, at).map_err(damaged(&key))?;
-        let left = left.unwrap_or_else(|| LeftRun::whole(*run, entries));
-        let mut jobs = Vec::new();
-        for index in 0..entries {
-            if !peers.contains(index) || left.left.contains(index) {
-                continue;
+        entries.remove(passed);
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        for index in (0..left.entries).filter(|index| entries.contains(*index)) {
+            if jobs.len() >= bounds.entries || bytes >= bounds.bytes {
+                let at_end = false;
+                return Ok(Some(RunDue { left, jobs, at_end }));
             }
             let (_, entry) = records::run_entry(body, index).map_err(damaged(&key))?;
             let Some(Entry::Scheduled(_, mut job)) = entry else {
@@ -437,9 +437,32 @@ impl Store {
                 let id = Place { run: *run, index }.job_id(self.options.shard);
                 job.content = self.spilled(&id)?;
             }
+            let content = job.content.as_ref();
+            let content = content
+                .ok_or_else(|| damaged(&key)(Malformed("the content of a job is missing")))?;
+            bytes += content.bound_bytes();
             jobs.push((index, job));
         }
-        Ok(Some(RunDue { left, jobs }))
+        let at_end = true;
+        Ok(Some(RunDue { left, jobs, at_end }))
+    }
+
+    /// What left a scheduled run, and which of the others wait for a time; `None` when it is gone.
+    pub(super) fn due_entries(
+        &self,
+        run: &RunKey,
+        at: Timestamp,
+    ) -> Result<Option<(LeftRun, Bits)>, StoreError> {
+        let left = self.left_of(run)?;
+        let key = Key::run(run);
+        let Some(value) = self.read_value(&key)? else {
+            return Ok(None);
+        };
+        let (_, body) = self.open_record(&key, &value)?;
+        let (count, mut entries) = records::due_at(body, at).map_err(damaged(&key))?;
+        let left = left.unwrap_or_else(|| LeftRun::whole(*run, count));
+        entries.remove(&left.left);
+        Ok(Some((left, entries)))
     }
 
     /// What left a scheduled run, when anything did.
@@ -483,7 +506,7 @@ impl Store {
         &self,
         lane: &Lane,
         after: Option<(u64, u8)>,
-        bounds: &HeadBounds,
+        bounds: &Bounds,
     ) -> Result<Heads, StoreError> {
         let mut span = Span::of(Key::lane_runs(lane));
         if let Some((position, _)) = after {
@@ -670,18 +693,17 @@ impl Store {
     }
 }
 
-/// How a job was born in its run.
-struct Born {
-    /// The group that wrote the run.
-    group: GroupNumber,
-    run_entries: u8,
-    entry: Entry,
-    /// In a scheduled run, all entries that wait for the same time.
-    peers: Bits,
-}
-
-/// How far the heads of a lane are read.
-struct HeadBounds {
+/// How much is read at once: no further entry once there are so many, or contents of so many bytes.
+struct Bounds {
     entries: usize,
     bytes: usize,
+}
+
+impl Bounds {
+    fn new(entries: u32, bytes: u32) -> Self {
+        Self {
+            entries: usize::try_from(entries).unwrap_or(usize::MAX),
+            bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+        }
+    }
 }

@@ -158,7 +158,6 @@ pub fn tell(store: &Store, listener: &mut dyn Listener) -> Result<(), StoreError
     teller.each(Prefix::Batch, Teller::batch)?;
     teller.each(Prefix::Node, Teller::node)?;
     teller.each(Prefix::Acks, Teller::acks)?;
-    teller.each(Prefix::Left, Teller::left)?;
     teller.each(Prefix::Run, Teller::run)?;
     teller.each(Prefix::ScheduledRun, Teller::run)?;
     teller.each(Prefix::Job, Teller::job)?;
@@ -216,20 +215,17 @@ impl Teller<'_> {
         Ok(())
     }
 
-    fn left(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
-        let run = key.to_left().ok_or_else(|| bad_key(key))?;
-        let left = records::left(run, body).map_err(damaged(key))?;
-        self.left.insert(run, left);
-        Ok(())
-    }
-
     fn run(&mut self, key: &Key, body: &[u8]) -> Result<(), StoreError> {
         let run_key = key.to_run().ok_or_else(|| bad_key(key))?;
         if self.purged.contains(&run_key.lane.queue) {
             return Ok(());
         }
         let run = records::run(body).map_err(damaged(key))?;
-        let left = self.left.get(&run_key).map(|left| left.left);
+        let left = match run_key.lane.is_scheduled() {
+            true => self.left_of(&run_key)?,
+            false => self.left.get(&run_key).copied(),
+        };
+        let left = left.map(|left| left.left);
         for (entry, index) in run.entries.into_iter().zip(0_u8..) {
             if left.is_some_and(|left| left.contains(index)) {
                 continue;
@@ -249,6 +245,17 @@ impl Teller<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What left a scheduled run; when that is damaged, all that has no record is still in it.
+    fn left_of(&mut self, run: &RunKey) -> Result<Option<LeftRun>, StoreError> {
+        match self.store.left_of(run) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                self.listener.lost(describe(&error));
+                Ok(None)
+            }
+            left => left,
+        }
     }
 
     fn packed(

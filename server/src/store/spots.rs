@@ -4,7 +4,7 @@
 
 use ganger_engine::{
     list::{Position, Spot, Spots, Walk},
-    records::{Closed, Entry, Place, QueueNumber, Timer, TimerKind},
+    records::{Bits, Closed, Entry, Place, QueueNumber, Timer, TimerKind},
 };
 use ganger_protocol::{JobId, Timestamp, job::JobState, list::JobFilter};
 
@@ -101,10 +101,11 @@ impl Store {
         after: Option<Position>,
     ) -> Result<(), StoreError> {
         let run = Place::of_birth(&JobId::from_bytes(timer.id)).run;
-        let due = self.run_due(&run, timer.at)?;
-        let jobs = due.into_iter().flat_map(|due| due.jobs);
-        let mut rows: Vec<Spot> = jobs
-            .map(|(index, _)| {
+        let due = self.due_entries(&run, timer.at)?;
+        let entries = due.map_or_else(Bits::default, |(_, entries)| entries);
+        let mut rows: Vec<Spot> = (0..u8::MAX)
+            .filter(|index| entries.contains(*index))
+            .map(|index| {
                 let job = Place { run, index }.job_id(self.shard());
                 let id = *job.as_bytes();
                 Spot {
@@ -228,7 +229,8 @@ fn closed_from(queue: QueueNumber, state: JobState, at: Timestamp) -> Key {
     })
 }
 
-/// The row of an index that a position stands at; none for an entry of a run and for a lease.
+/// The row of an index that a position stands at; none for an entry of a run and for a lease. A job of a
+/// scheduled run stands at a row that its timer would have if it had one of its own.
 pub fn key_of(position: &Position) -> Option<Key> {
     match position {
         Position::Timer(timer) => Some(Key::timer(timer)),

@@ -23,7 +23,7 @@ pub trait Table: fmt::Debug + Send + Sync {
     /// [`TableError`] when the table cannot be read.
     fn scan(&self, span: &Span, max: usize) -> Result<Vec<(Key, Bytes)>, TableError>;
 
-    /// Makes room for the values that later batches put at these keys, which are in order: until then an
+    /// Makes room for the values that later batches put at these keys, in their order: until then an
     /// empty one stands at each. Whoever writes many large ones one after the other does so first, since
     /// a page splits by the count of its rows and is written anew when it does: so it is while they are
     /// small.
@@ -64,7 +64,7 @@ pub fn wants_room(key: &Key, value: Option<&Bytes>) -> bool {
     is_run && value.is_some_and(|value| value.len() >= LARGE_BYTES)
 }
 
-/// Applies a batch in the order of its keys, with room for what is large in it.
+/// Applies a batch, with room for what is large in it.
 ///
 /// # Errors
 /// As of [`Table::apply`].

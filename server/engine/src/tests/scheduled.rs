@@ -182,6 +182,91 @@ fn many_runs_that_are_due_at_once_come_in_slices() {
 }
 
 #[test]
+fn runs_and_jobs_beyond_a_slice_come_in_the_order_of_their_times() {
+    let mut world = World::new();
+    let large = |minute: u64| JobSpec {
+        payload: vec![7; 40_000].into(),
+        ..in_minutes(minute)
+    };
+    // Large ones take little of their run: many wait in it for one time.
+    let together = world.push_all((0..100).map(|_| large(2)).collect());
+    let apart = push_at_minutes(&mut world, (0..100).map(|nth| 3 + nth % 40));
+    let mut expected: Vec<_> = (0..)
+        .zip(&apart)
+        .map(|(nth, job)| (nth % 40, *job))
+        .collect();
+    expected.sort();
+    world.commit();
+    world.now.wall = world.now.wall.plus(DurationMs::from_mins(60));
+    let group = world.groups.len();
+    world.tick();
+    assert_eq!(world.groups.len(), group, "no seal was needed");
+    world.commit();
+    let worker = world.worker();
+    let mut granted = ids(&world.fetch(worker, "q", 150));
+    granted.extend(ids(&world.fetch(worker, "q", 150)));
+    let expected = expected.into_iter().map(|(_, job)| job);
+    assert_eq!(
+        granted,
+        together.into_iter().chain(expected).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn large_jobs_come_with_their_payload_and_leave_nothing() {
+    everywhere(|world, pause| {
+        let large = |minute: u64| JobSpec {
+            payload: vec![7; 20_000].into(),
+            ..in_minutes(minute)
+        };
+        let jobs = world.push_all(vec![large(1), large(1), large(2), large(2)]);
+        pause(world);
+        cancel(world, jobs[1]);
+        pause(world);
+        world.pass(DurationMs::from_mins(1));
+        pause(world);
+        let worker = world.worker();
+        let granted = world.fetch(worker, "q", 9);
+        assert_eq!(ids(&granted), [jobs[0]]);
+        assert_eq!(granted[0].payload.len(), 20_000);
+        world.ack(worker, &granted[0]);
+        cancel(world, jobs[2]);
+        pause(world);
+        world.pass(DurationMs::from_mins(1));
+        pause(world);
+        assert_eq!(work_off(world, "q"), [jobs[3]]);
+    });
+}
+
+#[test]
+fn one_that_is_named_twice_leaves_once() {
+    everywhere(|world, pause| {
+        let jobs = push_at_minutes(world, [1, 1].into_iter());
+        pause(world);
+        let twice = JobCancel::new(vec![jobs[0], jobs[0]]);
+        world.ask(None, Operation::JobCancel(twice)).unwrap();
+        pause(world);
+        world.pass(DurationMs::from_mins(1));
+        assert_eq!(work_off(world, "q"), [jobs[1]]);
+        assert_eq!(world.counters("q").cancelled, 1);
+    });
+}
+
+#[test]
+fn a_time_that_nobody_waits_for_any_more_is_waited_for_again() {
+    everywhere(|world, pause| {
+        let jobs = push_at_minutes(world, [1, 2].into_iter());
+        cancel(world, jobs[0]);
+        let again = push_at_minutes(world, [1].into_iter());
+        pause(world);
+        world.pass(DurationMs::from_mins(1));
+        assert_eq!(work_off(world, "q"), again);
+        world.pass(DurationMs::from_mins(1));
+        assert_eq!(work_off(world, "q"), [jobs[1]]);
+    });
+}
+
+#[test]
 fn what_left_in_a_group_that_is_lost_is_in_its_run_again() {
     let mut world = World::new();
     let jobs = push_at_minutes(&mut world, [1, 2].into_iter());

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ganger_engine::{
     change::Change,
-    facts::{Fact, HeadEntry, Heads, Need, Remain, RunDue, Stage},
+    facts::{Fact, HeadEntry, Heads, Need, Remain, Stage},
     records::{
         Bits, BlobKind, Closed, Entry, GroupNumber, JobProgress, JobRecord, LeaseRecord, LeftRun,
         OutcomeRange, OutcomeRecord, PackedJob, PartKey, Place, ProducerNumber, Run, SessionRecord,
@@ -313,14 +313,29 @@ fn a_job_is_in_its_scheduled_run_until_it_has_left() {
                     peers: Bits::of([2]),
                 };
                 assert_eq!(find(2), Some(there));
-                let due = |at| store.read(&Need::RunDue(run, Timestamp(at))).unwrap();
-                let jobs = vec![(2, job)];
-                assert_eq!(due(3), Fact::RunDue(Some(RunDue { left, jobs })));
+                let due = |at, passed| {
+                    let need = Need::RunDue {
+                        run,
+                        at: Timestamp(at),
+                        passed,
+                        jobs_max: 9,
+                        bytes_max: 1 << 20,
+                    };
+                    match store.read(&need).unwrap() {
+                        Fact::RunDue(Some(due)) => {
+                            assert_eq!((due.left, due.at_end), (left, true));
+                            due.jobs
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                };
+                assert_eq!(due(3, Bits::default()), vec![(2, job)]);
+                assert_eq!(due(3, Bits::of([2])), Vec::new());
                 let jobs = match group {
                     1 => vec![(1, packed(vec![7, 1]))],
                     _ => Vec::new(),
                 };
-                assert_eq!(due(2), Fact::RunDue(Some(RunDue { left, jobs })));
+                assert_eq!(due(2, Bits::default()), jobs);
                 assert_eq!(find(1).is_some(), group == 1);
                 assert_eq!(find(3), None);
                 let rows = remaining();
