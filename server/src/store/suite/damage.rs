@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use ganger_engine::{
     change::Change,
     facts::Need,
@@ -15,11 +16,11 @@ use ganger_engine::{
 
 use super::{
     Directory, Place, checkpoint, commit, find, job_id, options,
-    samples::{run_key, run_of},
+    samples::{large_run_of, run_key, run_of},
 };
 use crate::store::{
     CheckpointProgress, LogOptions, Store, StoreError, StoreOptions,
-    keys::Key,
+    keys::{Key, Prefix},
     log::LogError,
     memory::{Crash, Fault, MemoryDisk},
     table::TableError,
@@ -371,5 +372,44 @@ fn a_deletion_behind_a_checkpoint_that_was_cut_short_is_not_forgotten() {
         assert!((1..20).all(|at| find(&store, at, 0).is_none()));
         checkpoint(&store);
         assert!((1..20).all(|at| find(&store, at, 0).is_none()));
+    });
+}
+
+#[test]
+fn room_that_the_table_made_is_seen_by_nobody_whenever_the_server_ends() {
+    super::each(|place| {
+        let whole = |store: &Store| {
+            assert!((1..20).all(|at| find(store, at, 0).is_some()));
+            let mut rows = 0;
+            let visit = |_: &Key, value: &Bytes| {
+                rows += usize::from(!value.is_empty());
+                Ok(())
+            };
+            store.scan_all(Prefix::Run, visit).unwrap();
+            assert_eq!(rows, 19);
+        };
+        let stored = |store: &Store, at| store.table.read(&Key::run(&run_key(at))).unwrap();
+        let (store, _) = place.open();
+        let runs = (1..20).map(|at| Change::PutRun(run_key(at), large_run_of(1, 2)));
+        commit(&store, 1, runs.collect());
+        // The first slice makes room for the first of the runs.
+        assert_eq!(store.checkpoint_slice().unwrap(), CheckpointProgress::More);
+        assert_eq!(stored(&store, 1), Some(Bytes::new()));
+        assert_eq!(stored(&store, 19), None);
+        whole(&store);
+        place.kill(store);
+        for slices in 1..8 {
+            let (store, _) = place.open();
+            whole(&store);
+            for _ in 0..slices {
+                store.checkpoint_slice().unwrap();
+            }
+            whole(&store);
+            place.kill(store);
+        }
+        let (store, _) = place.open();
+        checkpoint(&store);
+        whole(&store);
+        assert!((1..20).all(|at| stored(&store, at).is_some_and(|it| !it.is_empty())));
     });
 }
